@@ -1,0 +1,167 @@
+//! Hyperparameters as requested (a value or `auto`) and as resolved (values only).
+
+use serde::{Deserialize, Serialize};
+
+/// A requested value, or the word `auto`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Auto<T> {
+    #[default]
+    Auto,
+    Value(T),
+}
+
+impl<T> Auto<T> {
+    pub fn unwrap_or_else(self, resolve: impl FnOnce() -> T) -> T {
+        match self {
+            Self::Auto => resolve(),
+            Self::Value(value) => value,
+        }
+    }
+
+    pub fn value(self) -> Option<T> {
+        match self {
+            Self::Auto => None,
+            Self::Value(value) => Some(value),
+        }
+    }
+}
+
+impl<T: Serialize> Serialize for Auto<T> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Auto => serializer.serialize_str("auto"),
+            Self::Value(value) => value.serialize(serializer),
+        }
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Auto<T> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Either<T> {
+            Value(T),
+            Word(String),
+        }
+        match Either::deserialize(deserializer)? {
+            Either::Value(value) => Ok(Self::Value(value)),
+            Either::Word(word) if word == "auto" => Ok(Self::Auto),
+            Either::Word(word) => {
+                Err(serde::de::Error::custom(format!("expected a number or 'auto', got '{word}'")))
+            }
+        }
+    }
+}
+
+/// OpenAI's three hyperparameters. `auto` until the files are validated, values afterwards.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Hyperparameters {
+    /// 1–50.
+    pub n_epochs: Auto<u32>,
+    /// Examples per optimizer step, 1–256.
+    pub batch_size: Auto<u32>,
+    /// Scales the learning rate that the service would choose; above 0.
+    pub learning_rate_multiplier: Auto<f64>,
+}
+
+/// What our extension object `finetuned` of a job's creation may set, beyond OpenAI's three. Every
+/// field is optional; an absent one takes the operator's configuration, then the built-in default.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainingOptions {
+    pub lora: Option<LoraRequest>,
+    /// Absolute; wins over the multiplier.
+    pub learning_rate: Option<f64>,
+    pub schedule: Option<Schedule>,
+    /// Share of all steps, 0–1; `warmup_steps` wins over it.
+    pub warmup_ratio: Option<f64>,
+    pub warmup_steps: Option<u64>,
+    pub weight_decay: Option<f64>,
+    /// Global gradient norm above which gradients are scaled down; 0 switches clipping off.
+    pub max_grad_norm: Option<f64>,
+    /// Tokens; longer examples are cut at the end, and reported by row.
+    pub max_seq_len: Option<u32>,
+    /// Tokens of one micro-batch: the memory knob. Results do not depend on it.
+    pub micro_batch_tokens: Option<u32>,
+    /// Steps between checkpoints for resuming, besides those at the ends of epochs.
+    pub checkpoint_steps: Option<u64>,
+}
+
+/// The requested adapter.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LoraRequest {
+    pub rank: Option<u32>,
+    pub alpha: Option<f64>,
+    pub dropout: Option<f64>,
+    /// Suffixes of module names: `q_proj`, `k_proj`, `v_proj`, `o_proj`, `gate_proj`, `up_proj`, `down_proj`.
+    pub target_modules: Option<Vec<String>>,
+}
+
+/// How the learning rate moves after the warm-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Schedule {
+    #[default]
+    Linear,
+    Cosine,
+    Constant,
+}
+
+/// The linear layers that an adapter may stand on, in the order of the decoder.
+pub const TARGET_MODULES: [&str; 7] =
+    ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+
+/// Epochs for `n_examples` when none are asked for: three, but enough for 100 examples seen at small sizes
+/// and no more than 25,000 seen at large ones.
+pub fn auto_epochs(n_examples: u64) -> u32 {
+    let n = n_examples.max(1);
+    if 3 * n < 100 {
+        (100 / n).min(25) as u32
+    } else if 3 * n > 25_000 {
+        (25_000 / n).max(1) as u32
+    } else {
+        3
+    }
+}
+
+/// Examples per step for `n_examples` when none are asked for: 0.2 % of them, at least 1, at most 256;
+/// from 64 examples on at least 4 and from 256 on at least 8, so that a step is not a single row's noise.
+pub fn auto_batch_size(n_examples: u64) -> u32 {
+    let floor = match n_examples {
+        0..64 => 1,
+        64..256 => 4,
+        _ => 8,
+    };
+    ((n_examples as f64 * 0.002).round() as u32).clamp(floor, 256)
+}
+
+/// The learning rate of a multiplier of 1 for LoRA on a model of this width: 5e-4 at a width of 2,000,
+/// falling with width^0.781 (the published rule for the Llama family), and never above 5e-4.
+pub fn auto_learning_rate(hidden_size: u64) -> f64 {
+    (5e-4 * (2000.0 / hidden_size.max(1) as f64).powf(0.781)).min(5e-4)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn epochs_follow_the_published_rule() {
+        for (n, epochs) in [(10, 10), (3, 25), (34, 3), (101, 3), (8_333, 3), (10_000, 2), (90_000, 1)] {
+            assert_eq!(auto_epochs(n), epochs, "{n} examples");
+        }
+    }
+
+    #[test]
+    fn auto_is_a_word_on_the_wire() {
+        let h: Hyperparameters = serde_json::from_str(r#"{"n_epochs":"auto","batch_size":4}"#).unwrap();
+        assert_eq!((h.n_epochs, h.batch_size), (Auto::Auto, Auto::Value(4)));
+        assert_eq!(
+            serde_json::to_string(&h).unwrap(),
+            r#"{"n_epochs":"auto","batch_size":4,"learning_rate_multiplier":"auto"}"#
+        );
+        assert!(serde_json::from_str::<Hyperparameters>(r#"{"n_epochs":"many"}"#).is_err());
+    }
+}

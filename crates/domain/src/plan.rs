@@ -1,0 +1,72 @@
+//! The plan: everything that an engine needs for one run, with every `auto` resolved.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::hyperparameters::Schedule;
+use crate::id::JobId;
+use crate::job::MethodType;
+
+/// What the server decides once the files are validated; stored with the job and shown to the user.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ResolvedHyperparameters {
+    pub n_epochs: u32,
+    /// Examples per optimizer step.
+    pub batch_size: u32,
+    pub learning_rate_multiplier: f64,
+    /// Peak learning rate, absolute.
+    pub learning_rate: f64,
+    pub schedule: Schedule,
+    pub warmup_steps: u64,
+    pub weight_decay: f64,
+    /// 0 means no clipping.
+    pub max_grad_norm: f64,
+    /// Tokens.
+    pub max_seq_len: u32,
+    /// Tokens of one micro-batch; a longer single example makes a micro-batch of its own.
+    pub micro_batch_tokens: u32,
+    /// 0 means at the ends of epochs only.
+    pub checkpoint_steps: u64,
+    pub lora: LoraConfig,
+    pub seed: u64,
+}
+
+/// The adapter to train.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LoraConfig {
+    pub rank: u32,
+    pub alpha: f64,
+    pub dropout: f64,
+    /// Module name suffixes, a subset of [`crate::hyperparameters::TARGET_MODULES`].
+    pub target_modules: Vec<String>,
+}
+
+impl Default for LoraConfig {
+    fn default() -> Self {
+        Self {
+            rank: 16,
+            alpha: 32.0,
+            dropout: 0.0,
+            target_modules: crate::hyperparameters::TARGET_MODULES.map(str::to_owned).to_vec(),
+        }
+    }
+}
+
+/// One run, as the worker hands it to the engine. All paths are local and staged.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrainingPlan {
+    pub job_id: JobId,
+    /// The lease's order number; checkpoints carry it.
+    pub fence: i64,
+    pub method: MethodType,
+    /// The base model's name, for the adapter's configuration.
+    pub base_model: String,
+    pub training_file: PathBuf,
+    pub validation_file: Option<PathBuf>,
+    pub hyperparameters: ResolvedHyperparameters,
+    /// A checkpoint folder to continue from, or none for a fresh start.
+    pub resume_from: Option<PathBuf>,
+    /// Where checkpoint folders are written, one below the other.
+    pub output_dir: PathBuf,
+}
