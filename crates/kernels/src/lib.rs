@@ -1,1 +1,44 @@
-//! kernels
+//! The operations of the training step that libtorch does not have, or has only in a form that visits memory
+//! too often: each as a safe, shape-checked function over tensors.
+//!
+//! Every operation exists twice. [`reference`] holds it in plain tch operations: readable, right on any
+//! device, the oracle of the tests. The modules hold it for `f32` tensors on the CPU, in loops that the
+//! compiler turns into AVX2 and that run on all cores. Each public function picks by device.
+//!
+//! Matrix products stay with libtorch. The only `unsafe` of the project is here: views of tensor memory as
+//! slices, and calls of functions compiled for AVX2 after the processor was asked.
+
+mod adamw;
+mod attention;
+mod cross_entropy;
+mod cuda;
+mod dropout;
+mod norm;
+pub mod reference;
+mod rope;
+mod rows;
+mod simd;
+mod swiglu;
+
+pub use adamw::{AdamW, adamw, sum_of_squares};
+pub use attention::{AttentionShape, attention, attention_backward, cached_attention};
+pub use cross_entropy::{TokenLoss, cross_entropy_, cross_entropy_loss};
+pub use cuda::load_cuda;
+pub use dropout::dropout;
+pub use norm::{rms_norm, rms_norm_backward};
+pub use rope::{Rotary, rotate_};
+pub use swiglu::{swiglu, swiglu_backward_};
+
+use tch::{Device, Kind, Tensor};
+
+/// True when the fast CPU form of an operation may look at this tensor's memory.
+fn on_cpu(tensor: &Tensor) -> bool {
+    assert_eq!(tensor.kind(), Kind::Float, "kernels work on f32 tensors");
+    tensor.device() == Device::Cpu
+}
+
+/// Threads for Rust's own loops; libtorch's are set apart. Call once, at the start of the process.
+pub fn set_threads(threads: usize) {
+    // A second call changes nothing: the pool lives as long as the process.
+    let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+}

@@ -1,0 +1,29 @@
+//! CUDA by presence: the engine links against the CPU libraries alone and loads the CUDA ones if they are there.
+
+use std::mem::forget;
+
+use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+
+/// Loads libtorch's CUDA libraries for the life of the process. Call first thing in `main`, before any tensor
+/// exists. `Ok(false)` means that this machine's libtorch has none, which is no fault.
+///
+/// # Errors
+/// When the library is there but will not load, with the loader's words: a driver or a CUDA library is missing.
+pub fn load_cuda() -> Result<bool, String> {
+    // SAFETY: loading runs libtorch's own initialisers, which register its CUDA back end; nothing of
+    // torch has been called yet, and the library is never unloaded.
+    match unsafe { Library::open(Some("libtorch_cuda.so"), RTLD_NOW | RTLD_GLOBAL) } {
+        Ok(library) => {
+            forget(library);
+            Ok(true)
+        }
+        Err(error) => {
+            let text = error.to_string();
+            if text.contains("libtorch_cuda.so: cannot open shared object file") {
+                Ok(false)
+            } else {
+                Err(format!("libtorch's CUDA part is installed but does not load: {text}"))
+            }
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! Every operation in plain tch, for any device: the road on CUDA, and the oracle of the CPU forms.
+//!
+//! Same contracts as the functions of the same names at the crate's root.
+
+use tch::{IndexOp, Kind, Tensor};
+
+use crate::{AdamW, AttentionShape, Rotary, TokenLoss};
+
+fn write(target: &Tensor, value: &Tensor) {
+    // tch wants a mutable handle for what is one shared tensor.
+    target.shallow_clone().copy_(value);
+}
+
+pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64, out: &Tensor, rstd: &Tensor) {
+    let r = (x.square().mean_dim(-1, true, Kind::Float) + eps).rsqrt();
+    write(out, &(x * &r * weight));
+    write(rstd, &r.squeeze_dim(-1));
+}
+
+pub fn rms_norm_backward(dy: &Tensor, x: &Tensor, weight: &Tensor, rstd: &Tensor, dx: &Tensor) {
+    let (g, r) = (dy * weight, rstd.unsqueeze(-1));
+    let along = (&g * x).mean_dim(-1, true, Kind::Float) * r.pow_tensor_scalar(3);
+    write(dx, &(dx + &g * &r - x * along));
+}
+
+pub fn rotate_(x: &Tensor, positions: &[i64], rotary: &Rotary, heads: usize, inverse: bool) {
+    let half = rotary.cos.size()[1];
+    let index = Tensor::from_slice(positions).to_device(x.device());
+    let cos = rotary.cos.index_select(0, &index).unsqueeze(1);
+    let mut sin = rotary.sin.index_select(0, &index).unsqueeze(1);
+    if inverse {
+        sin = -sin;
+    }
+    let view = x.narrow(1, 0, heads as i64 * half * 2).view([-1, heads as i64, half * 2]);
+    let (a, b) = (view.narrow(2, 0, half), view.narrow(2, half, half));
+    let rotated = Tensor::cat(&[&a * &cos - &b * &sin, &b * &cos + &a * &sin], 2);
+    write(&view, &rotated);
+}
+
+pub fn swiglu(gate_up: &Tensor, out: &Tensor) {
+    let parts = gate_up.chunk(2, 1);
+    write(out, &(parts[0].silu() * &parts[1]));
+}
+
+pub fn swiglu_backward_(gate_up: &Tensor, d_out: &Tensor) {
+    let parts = gate_up.chunk(2, 1);
+    let (gate, up) = (&parts[0], &parts[1]);
+    let s = gate.sigmoid();
+    let silu = gate * &s;
+    let d_gate = d_out * up * &s * (gate * (1.0 - &s) + 1.0);
+    let d_up = d_out * &silu;
+    write(d_out, &(&silu * up));
+    write(gate, &d_gate);
+    write(up, &d_up);
+}
+
+pub fn cross_entropy_(logits: &Tensor, targets: &[i64], factor: f64) -> TokenLoss {
+    let index = Tensor::from_slice(targets).to_device(logits.device()).unsqueeze(1);
+    let log_p = logits.log_softmax(-1, Kind::Float);
+    let at_target = log_p.gather(1, &index, false);
+    let top = logits.max_dim(-1, true).0;
+    let correct = logits.gather(1, &index, false).eq_tensor(&top).sum(Kind::Int64);
+    let loss = -at_target.sum(Kind::Double).double_value(&[]);
+    let correct = correct.int64_value(&[]) as u64;
+    let ones = Tensor::full_like(&at_target, -1.0);
+    write(logits, &(log_p.exp().scatter_add(1, &index, &ones) * factor));
+    TokenLoss { loss, correct }
+}
+
+pub fn adamw(values: &Tensor, grads: &Tensor, m: &Tensor, v: &Tensor, s: AdamW) {
+    let grad = grads * s.grad_scale;
+    write(m, &(m * s.beta1 + &grad * (1.0 - s.beta1)));
+    write(v, &(v * s.beta2 + grad.square() * (1.0 - s.beta2)));
+    let rate = s.learning_rate / (1.0 - s.beta1.powi(s.step as i32));
+    let root = 1.0 / (1.0 - s.beta2.powi(s.step as i32)).sqrt();
+    let shrunk = values * (1.0 - s.learning_rate * s.weight_decay);
+    write(values, &(shrunk - m * rate / (v.sqrt() * root + s.eps)));
+}
+
+/// Queries, keys and values of one document as `[heads, S, head_dim]`, keys and values repeated per group.
+fn split_heads(qkv: &Tensor, shape: AttentionShape) -> [Tensor; 3] {
+    let (h, k, d) = (shape.heads as i64, shape.kv_heads as i64, shape.head_dim as i64);
+    let heads = |start: i64, count: i64| {
+        qkv.narrow(1, start * d, count * d).view([-1, count, d]).transpose(0, 1)
+    };
+    let repeat = |t: Tensor| t.repeat_interleave_self_int(h / k, 0, None::<i64>);
+    [heads(0, h), repeat(heads(h, k)), repeat(heads(h + k, k))]
+}
+
+fn causal_mask(queries: i64, keys: i64, like: &Tensor) -> Tensor {
+    let ones = Tensor::ones([queries, keys], (Kind::Bool, like.device()));
+    ones.triu(keys - queries + 1)
+}
+
+pub fn attention(
+    qkv: &Tensor,
+    cu_seqlens: &[i32],
+    shape: AttentionShape,
+    out: &Tensor,
+    log_sums: &Tensor,
+) {
+    for pair in cu_seqlens.windows(2) {
+        let (start, end) = (i64::from(pair[0]), i64::from(pair[1]));
+        let [q, k, v] = split_heads(&qkv.i(start..end), shape);
+        let mask = causal_mask(end - start, end - start, qkv);
+        let scores = (q.matmul(&k.mt()) * shape.scale).masked_fill(&mask, f64::NEG_INFINITY);
+        let o = scores.softmax(-1, Kind::Float).matmul(&v).transpose(0, 1);
+        write(&out.i(start..end), &o.reshape([end - start, -1]));
+        write(&log_sums.i(start..end), &scores.logsumexp([-1], false).tr());
+    }
+}
+
+pub fn attention_backward(
+    d_out: &Tensor,
+    qkv: &Tensor,
+    cu_seqlens: &[i32],
+    shape: AttentionShape,
+    d_qkv: &Tensor,
+) {
+    let (h, k, d) = (shape.heads as i64, shape.kv_heads as i64, shape.head_dim as i64);
+    for pair in cu_seqlens.windows(2) {
+        let (start, end) = (i64::from(pair[0]), i64::from(pair[1]));
+        let len = end - start;
+        let [query, key, value] = split_heads(&qkv.i(start..end), shape);
+        let mask = causal_mask(len, len, qkv);
+        let scores = (query.matmul(&key.mt()) * shape.scale).masked_fill(&mask, f64::NEG_INFINITY);
+        let p = scores.softmax(-1, Kind::Float);
+        let d_o = d_out.i(start..end).view([len, h, d]).transpose(0, 1);
+        let dp = d_o.matmul(&value.mt());
+        let delta = (&dp * &p).sum_dim_intlist([-1i64].as_slice(), true, Kind::Float);
+        let ds = &p * (dp - delta) * shape.scale;
+        let per_group = |t: Tensor| {
+            let grouped = t.view([k, h / k, len, d]);
+            grouped.sum_dim_intlist([1i64].as_slice(), false, Kind::Float)
+        };
+        let parts =
+            [ds.matmul(&key), per_group(ds.mt().matmul(&query)), per_group(p.mt().matmul(&d_o))];
+        let rows = parts.map(|t| t.transpose(0, 1).reshape([len, -1]));
+        write(&d_qkv.i(start..end), &Tensor::cat(&rows, 1));
+    }
+}
+
+pub fn cached_attention(
+    q: &Tensor,
+    keys: &Tensor,
+    values: &Tensor,
+    cached: usize,
+    shape: AttentionShape,
+    out: &Tensor,
+) {
+    let new = q.size()[0];
+    let total = cached as i64 + new;
+    let packed = |t: &Tensor, heads: usize| {
+        let rows = t.i(..total).view([total, heads as i64, shape.head_dim as i64]);
+        rows.transpose(0, 1).repeat_interleave_self_int(
+            (shape.heads / heads) as i64,
+            0,
+            None::<i64>,
+        )
+    };
+    let (k, v) = (packed(keys, shape.kv_heads), packed(values, shape.kv_heads));
+    let q = q.view([new, shape.heads as i64, shape.head_dim as i64]).transpose(0, 1);
+    let mask = causal_mask(new, total, &q);
+    let scores = (q.matmul(&k.mt()) * shape.scale).masked_fill(&mask, f64::NEG_INFINITY);
+    let o = scores.softmax(-1, Kind::Float).matmul(&v).transpose(0, 1);
+    write(out, &o.reshape([new, -1]));
+}
