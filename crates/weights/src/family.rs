@@ -1,0 +1,180 @@
+//! The architectures that can be imported, each as a table: its names in GGUF and in Hugging Face
+//! files, and every tensor with both names, its shape and the order of its rows.
+//!
+//! Another architecture is another [`Family`] in [`FAMILIES`].
+
+/// Limits that keep what a header makes us compute small; real models are far below.
+pub const MAX_LAYERS: u64 = 1_024;
+pub const MAX_DIMENSION: u64 = 1 << 24;
+
+#[derive(Debug)]
+pub struct Family {
+    /// `general.architecture` of a GGUF file, and the prefix of its keys.
+    pub gguf_architecture: &'static str,
+    /// `model_type` of `config.json`.
+    pub model_type: &'static str,
+    /// `architectures[0]` of `config.json`.
+    pub class: &'static str,
+    tensors: &'static [TensorRule],
+}
+
+#[derive(Debug)]
+struct TensorRule {
+    /// `{i}` stands for the number of the layer.
+    gguf: &'static str,
+    hf: &'static str,
+    shape: &'static [Size],
+    rows: RowOrder,
+    when: When,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Size {
+    Vocabulary,
+    Hidden,
+    FeedForward,
+    /// heads × head size
+    Queries,
+    /// key-value heads × head size
+    Keys,
+}
+
+/// How GGUF orders the rows of a tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RowOrder {
+    /// As Hugging Face does.
+    Same,
+    /// Within each head, row `2j` is the Hugging Face row `j`, and `2j + 1` is `j + size/2`: GGUF's
+    /// rotary embedding turns neighbours, Hugging Face's turns the two halves of a head.
+    Interleaved,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum When {
+    Always,
+    Untied,
+    AttentionBias,
+    MlpBias,
+}
+
+/// The numbers that fix the shapes of all tensors.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shape {
+    pub vocabulary: usize,
+    pub hidden: usize,
+    pub feed_forward: usize,
+    pub layers: usize,
+    pub heads: usize,
+    pub key_value_heads: usize,
+    pub head_size: usize,
+    /// The output layer is the embedding.
+    pub tied: bool,
+    pub attention_bias: bool,
+    pub mlp_bias: bool,
+}
+
+/// One tensor that a model of the family must have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Expected {
+    pub gguf: String,
+    pub hf: String,
+    pub shape: Vec<usize>,
+    pub rows: RowOrder,
+}
+
+impl Family {
+    pub fn by_gguf_architecture(name: &str) -> Option<&'static Self> {
+        FAMILIES.iter().find(|family| family.gguf_architecture == name)
+    }
+
+    pub fn by_model_type(name: &str) -> Option<&'static Self> {
+        FAMILIES.iter().find(|family| family.model_type == name)
+    }
+
+    /// All tensors of a model of this shape.
+    pub fn expected(&self, shape: &Shape) -> Vec<Expected> {
+        let mut expected = Vec::new();
+        for rule in self.tensors.iter().filter(|rule| rule.applies(shape)) {
+            let layers = if rule.hf.contains("{i}") { shape.layers } else { 1 };
+            expected.extend((0..layers).map(|layer| rule.tensor(layer, shape)));
+        }
+        expected
+    }
+}
+
+impl TensorRule {
+    fn applies(&self, shape: &Shape) -> bool {
+        match self.when {
+            When::Always => true,
+            When::Untied => !shape.tied,
+            When::AttentionBias => shape.attention_bias,
+            When::MlpBias => shape.mlp_bias,
+        }
+    }
+
+    fn tensor(&self, layer: usize, shape: &Shape) -> Expected {
+        let layer = layer.to_string();
+        Expected {
+            gguf: self.gguf.replace("{i}", &layer),
+            hf: self.hf.replace("{i}", &layer),
+            shape: self.shape.iter().map(|size| shape.size(*size)).collect(),
+            rows: self.rows,
+        }
+    }
+}
+
+impl Shape {
+    fn size(&self, size: Size) -> usize {
+        match size {
+            Size::Vocabulary => self.vocabulary,
+            Size::Hidden => self.hidden,
+            Size::FeedForward => self.feed_forward,
+            Size::Queries => self.heads * self.head_size,
+            Size::Keys => self.key_value_heads * self.head_size,
+        }
+    }
+}
+
+pub const FAMILIES: &[Family] = &[Family {
+    gguf_architecture: "llama",
+    model_type: "llama",
+    class: "LlamaForCausalLM",
+    tensors: LLAMA,
+}];
+
+const fn weight(gguf: &'static str, hf: &'static str, shape: &'static [Size]) -> TensorRule {
+    TensorRule { gguf, hf, shape, rows: RowOrder::Same, when: When::Always }
+}
+
+const fn rotary(rule: TensorRule) -> TensorRule {
+    TensorRule { rows: RowOrder::Interleaved, ..rule }
+}
+
+const fn only(when: When, rule: TensorRule) -> TensorRule {
+    TensorRule { when, ..rule }
+}
+
+use Size::{FeedForward, Hidden, Keys, Queries, Vocabulary};
+
+#[rustfmt::skip]
+const LLAMA: &[TensorRule] = &[
+    weight("token_embd.weight", "model.embed_tokens.weight", &[Vocabulary, Hidden]),
+    weight("blk.{i}.attn_norm.weight", "model.layers.{i}.input_layernorm.weight", &[Hidden]),
+    rotary(weight("blk.{i}.attn_q.weight", "model.layers.{i}.self_attn.q_proj.weight", &[Queries, Hidden])),
+    rotary(weight("blk.{i}.attn_k.weight", "model.layers.{i}.self_attn.k_proj.weight", &[Keys, Hidden])),
+    weight("blk.{i}.attn_v.weight", "model.layers.{i}.self_attn.v_proj.weight", &[Keys, Hidden]),
+    weight("blk.{i}.attn_output.weight", "model.layers.{i}.self_attn.o_proj.weight", &[Hidden, Queries]),
+    only(When::AttentionBias, rotary(weight("blk.{i}.attn_q.bias", "model.layers.{i}.self_attn.q_proj.bias", &[Queries]))),
+    only(When::AttentionBias, rotary(weight("blk.{i}.attn_k.bias", "model.layers.{i}.self_attn.k_proj.bias", &[Keys]))),
+    only(When::AttentionBias, weight("blk.{i}.attn_v.bias", "model.layers.{i}.self_attn.v_proj.bias", &[Keys])),
+    only(When::AttentionBias, weight("blk.{i}.attn_output.bias", "model.layers.{i}.self_attn.o_proj.bias", &[Hidden])),
+    weight("blk.{i}.ffn_norm.weight", "model.layers.{i}.post_attention_layernorm.weight", &[Hidden]),
+    weight("blk.{i}.ffn_gate.weight", "model.layers.{i}.mlp.gate_proj.weight", &[FeedForward, Hidden]),
+    weight("blk.{i}.ffn_up.weight", "model.layers.{i}.mlp.up_proj.weight", &[FeedForward, Hidden]),
+    weight("blk.{i}.ffn_down.weight", "model.layers.{i}.mlp.down_proj.weight", &[Hidden, FeedForward]),
+    only(When::MlpBias, weight("blk.{i}.ffn_gate.bias", "model.layers.{i}.mlp.gate_proj.bias", &[FeedForward])),
+    only(When::MlpBias, weight("blk.{i}.ffn_up.bias", "model.layers.{i}.mlp.up_proj.bias", &[FeedForward])),
+    only(When::MlpBias, weight("blk.{i}.ffn_down.bias", "model.layers.{i}.mlp.down_proj.bias", &[Hidden])),
+    weight("output_norm.weight", "model.norm.weight", &[Hidden]),
+    only(When::Untied, weight("output.weight", "lm_head.weight", &[Vocabulary, Hidden])),
+];
