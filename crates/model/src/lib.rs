@@ -1,1 +1,31 @@
-//! model
+//! What is computed: a decoder-only transformer with adapters inside its linear layers, its training pass
+//! (forward and hand-written backward), evaluation, and generation over a cache.
+//!
+//! A model family is a reader of `config.json` into one [`DecoderSpec`]; no family knows that adapters
+//! exist. Nothing here knows of jobs, files of examples, or processes.
+//!
+//! Shape letters: `T` tokens of a packed batch, `D` hidden size, `Q` = heads · head_dim,
+//! `KV` = key/value heads · head_dim, `F` intermediate size, `V` vocabulary, `R` rank (of a group: the sum).
+
+mod activations;
+mod adapter;
+mod batch;
+mod decoder;
+mod families;
+mod generate;
+mod layer;
+mod layout;
+mod linear;
+mod load;
+pub mod reference;
+mod rope;
+mod sampler;
+mod spec;
+
+pub use adapter::{Adapter, AdapterError, Gradients, LoraOptions};
+pub use batch::{Batch, BatchError, LossSum};
+pub use decoder::Decoder;
+pub use generate::KvCache;
+pub use load::LoadError;
+pub use sampler::{Sampler, SamplerOptions};
+pub use spec::{DecoderSpec, RopeScaling};

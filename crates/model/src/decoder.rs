@@ -1,0 +1,236 @@
+//! The decoder: embedding, layers, final norm, head; its training pass and its evaluation.
+//!
+//! There is no autograd: the backward pass is written out, over buffers that are allocated once. The same
+//! pass in plain tch with autograd is in `reference`, and the tests compare the two. Only rows that
+//! predict a target reach the head, in blocks whose logits are overwritten by their gradient.
+
+use std::cell::RefCell;
+use std::path::Path;
+
+use kernels::{
+    AttentionShape, Rotary, TokenLoss, cross_entropy_, cross_entropy_loss, rms_norm,
+    rms_norm_backward,
+};
+use tch::{Device, Kind, Tensor, no_grad};
+
+use crate::activations::Activations;
+use crate::adapter::{Adapter, Gradients};
+use crate::batch::{Batch, BatchError, LossSum};
+use crate::layer::{Layer, Pass};
+use crate::linear::Dropout;
+use crate::load::{self, LoadError};
+use crate::spec::DecoderSpec;
+
+/// Rows of the head's blocks: with 49,152 tokens their logits take 50 MB, with 128,256 131 MB.
+const HEAD_ROWS: usize = 256;
+
+/// A frozen base model on one device.
+#[derive(Debug)]
+pub struct Decoder {
+    pub(crate) spec: DecoderSpec,
+    pub(crate) device: Device,
+    /// `[V, D]`
+    pub(crate) embedding: Tensor,
+    pub(crate) layers: Vec<Layer>,
+    pub(crate) norm: Tensor,
+    /// `[V, D]`; the embedding itself when tied.
+    pub(crate) head: Tensor,
+    pub(crate) rotary: Rotary,
+    pub(crate) parameters: u64,
+    /// Buffers of training passes and of evaluations, kept from batch to batch.
+    pub(crate) training: RefCell<Option<Activations>>,
+    pub(crate) evaluation: RefCell<Option<Activations>>,
+}
+
+impl Decoder {
+    /// Loads a model folder in Hugging Face's layout.
+    ///
+    /// # Errors
+    /// When a file is missing or damaged, the family is not supported, or a tensor has the wrong shape.
+    pub fn load(dir: &Path, device: Device) -> Result<Self, LoadError> {
+        load::load(dir, device)
+    }
+
+    pub fn spec(&self) -> &DecoderSpec {
+        &self.spec
+    }
+
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// Numbers in the base model.
+    pub fn parameters(&self) -> u64 {
+        self.parameters
+    }
+
+    /// Loss of a batch, and its gradients times `scale` added to `gradients`. `scale` is 1 over the target
+    /// tokens of the whole optimizer step, so that micro-batches add up to the mean over its targets.
+    ///
+    /// # Errors
+    /// When the batch contradicts itself or the model; nothing has been computed then.
+    pub fn forward_backward(
+        &self,
+        batch: &Batch,
+        adapter: &Adapter,
+        gradients: &mut Gradients,
+        scale: f64,
+        dropout_seed: u64,
+    ) -> Result<LossSum, BatchError> {
+        batch.check(self.spec.vocab_size, self.rotary.positions())?;
+        let rate = adapter.options().dropout;
+        let dropout = (rate > 0.0).then_some(Dropout { rate, seed: dropout_seed });
+        let pass = self.pass(batch, Some(adapter), dropout);
+        let buffers = self.buffers(&self.training, batch.tokens(), Some(adapter), true);
+        no_grad(|| {
+            self.forward(batch, &buffers, &pass);
+            let dh = &buffers.scratch.dh;
+            let loss = self.head_backward(batch, buffers.hidden(self.layers.len()), scale, dh);
+            for (index, layer) in self.layers.iter().enumerate().rev() {
+                let (input, kept) = (buffers.hidden(index), buffers.layer(index));
+                layer.backward(index, input, kept, &buffers.scratch, &pass, gradients);
+            }
+            Ok(loss)
+        })
+    }
+
+    /// Loss of a batch, without dropout.
+    ///
+    /// # Errors
+    /// As [`Decoder::forward_backward`].
+    pub fn evaluate(
+        &self,
+        batch: &Batch,
+        adapter: Option<&Adapter>,
+    ) -> Result<LossSum, BatchError> {
+        let hidden = self.hidden_states(batch, adapter)?;
+        no_grad(|| {
+            let rows = Tensor::from_slice(&batch.target_rows).to_device(self.device);
+            let x = self.final_norm(&hidden.index_select(0, &rows)).0;
+            let mut sum = TokenLoss::default();
+            for (x, targets) in head_blocks(&x, &batch.target_ids) {
+                let block = cross_entropy_loss(&x.mm(&self.head.tr()), targets);
+                sum.loss += block.loss;
+                sum.correct += block.correct;
+            }
+            Ok(loss_sum(sum, batch))
+        })
+    }
+
+    /// Logits of every row of a batch, `[T, V]`: for tests and analysis, not for training.
+    ///
+    /// # Errors
+    /// As [`Decoder::forward_backward`].
+    pub fn logits(&self, batch: &Batch, adapter: Option<&Adapter>) -> Result<Tensor, BatchError> {
+        let hidden = self.hidden_states(batch, adapter)?;
+        Ok(no_grad(|| self.final_norm(&hidden).0.mm(&self.head.tr())))
+    }
+
+    fn hidden_states(
+        &self,
+        batch: &Batch,
+        adapter: Option<&Adapter>,
+    ) -> Result<Tensor, BatchError> {
+        batch.check(self.spec.vocab_size, self.rotary.positions())?;
+        let buffers = self.buffers(&self.evaluation, batch.tokens(), adapter, false);
+        no_grad(|| self.forward(batch, &buffers, &self.pass(batch, adapter, None)));
+        Ok(buffers.hidden(self.layers.len()).shallow_clone())
+    }
+
+    fn forward(&self, batch: &Batch, buffers: &Activations, pass: &Pass<'_>) {
+        let ids = Tensor::from_slice(&batch.input_ids).to_device(self.device);
+        let _ = self.embedding.index_select_out(buffers.hidden(0), 0, &ids);
+        for (index, layer) in self.layers.iter().enumerate() {
+            let (input, output) = (buffers.hidden(index), buffers.hidden(index + 1));
+            layer.forward(index, input, output, buffers.layer(index), &buffers.scratch, pass);
+        }
+    }
+
+    /// Loss at the target rows of the last hidden state `[T, D]`; its gradient is written to `dh`.
+    fn head_backward(&self, batch: &Batch, hidden: &Tensor, scale: f64, dh: &Tensor) -> LossSum {
+        let mut dh = dh.shallow_clone();
+        let _ = dh.zero_();
+        let rows = Tensor::from_slice(&batch.target_rows).to_device(self.device);
+        let targets = hidden.index_select(0, &rows);
+        let (x, rstd) = self.final_norm(&targets);
+        let dx = x.empty_like();
+        let mut sum = TokenLoss::default();
+        let mut done = 0;
+        for (x, ids) in head_blocks(&x, &batch.target_ids) {
+            let logits = x.mm(&self.head.tr());
+            let block = cross_entropy_(&logits, ids, scale);
+            let _ = logits.mm_out(&dx.narrow(0, done, x.size()[0]), &self.head);
+            sum.loss += block.loss;
+            sum.correct += block.correct;
+            done += x.size()[0];
+        }
+        let d_targets = targets.zeros_like();
+        rms_norm_backward(&dx, &targets, &self.norm, &rstd, &d_targets);
+        let _ = dh.index_copy_(0, &rows, &d_targets);
+        loss_sum(sum, batch)
+    }
+
+    /// The final norm of rows `[N, D]`, and 1/rms of each.
+    pub(crate) fn final_norm(&self, rows: &Tensor) -> (Tensor, Tensor) {
+        let x = rows.empty_like();
+        let rstd = Tensor::empty([rows.size()[0]], (Kind::Float, self.device));
+        rms_norm(rows, &self.norm, self.spec.rms_norm_eps, &x, &rstd);
+        (x, rstd)
+    }
+
+    fn pass<'a>(
+        &'a self,
+        batch: &'a Batch,
+        adapter: Option<&'a Adapter>,
+        dropout: Option<Dropout>,
+    ) -> Pass<'a> {
+        Pass {
+            positions: &batch.positions,
+            cu_seqlens: &batch.cu_seqlens,
+            rotary: &self.rotary,
+            shape: self.attention_shape(),
+            eps: self.spec.rms_norm_eps,
+            adapter,
+            dropout,
+        }
+    }
+
+    pub(crate) fn attention_shape(&self) -> AttentionShape {
+        AttentionShape {
+            heads: self.spec.num_attention_heads,
+            kv_heads: self.spec.num_key_value_heads,
+            head_dim: self.spec.head_dim,
+            scale: 1.0 / (self.spec.head_dim as f64).sqrt(),
+        }
+    }
+
+    /// Buffers cut to `tokens`, from `kept` when those are large enough.
+    fn buffers(
+        &self,
+        kept: &RefCell<Option<Activations>>,
+        tokens: usize,
+        adapter: Option<&Adapter>,
+        keep_layers: bool,
+    ) -> Activations {
+        let mut kept = kept.borrow_mut();
+        if !kept.as_ref().is_some_and(|buffers| buffers.fits(tokens, adapter)) {
+            // Freed before the larger ones are made: never both at once.
+            *kept = None;
+        }
+        kept.get_or_insert_with(|| {
+            Activations::new(&self.spec, tokens, adapter, keep_layers, self.device)
+        })
+        .cut(tokens)
+    }
+}
+
+/// Blocks of rows for the head, each with its targets.
+fn head_blocks<'a>(x: &'a Tensor, targets: &'a [i64]) -> impl Iterator<Item = (Tensor, &'a [i64])> {
+    targets.chunks(HEAD_ROWS).enumerate().map(move |(block, targets)| {
+        (x.narrow(0, (block * HEAD_ROWS) as i64, targets.len() as i64), targets)
+    })
+}
+
+fn loss_sum(sum: TokenLoss, batch: &Batch) -> LossSum {
+    LossSum { loss: sum.loss, correct: sum.correct, targets: batch.target_ids.len() as u64 }
+}

@@ -1,0 +1,122 @@
+//! Where each adapter matrix stands in the one flat buffer of a run.
+//!
+//! Linears that share an input are computed as one product (q, k, v; gate, up), so their A matrices stand
+//! side by side and form one `[R, in]` matrix without copying.
+
+use crate::adapter::LoraOptions;
+use crate::spec::DecoderSpec;
+
+/// The four products of a layer, in the order of the forward pass.
+pub(crate) const GROUPS: usize = 4;
+pub(crate) const QKV: usize = 0;
+pub(crate) const O: usize = 1;
+pub(crate) const GATE_UP: usize = 2;
+pub(crate) const DOWN: usize = 3;
+
+/// One adapted linear layer.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct PartLayout {
+    /// Path of the module, as in the checkpoint: `model.layers.0.self_attn.q_proj`.
+    pub module: String,
+    /// Columns of the group's output that this linear writes.
+    pub out_start: i64,
+    pub out_width: i64,
+    /// Columns of the group's border that this linear's rank takes.
+    pub rank_start: i64,
+    pub rank: i64,
+    /// Element offset of A `[rank, in]` in the flat buffer.
+    pub a_offset: i64,
+    /// Element offset of B `[out, rank]`.
+    pub b_offset: i64,
+}
+
+/// The adapted linears of one product.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct GroupLayout {
+    pub parts: Vec<PartLayout>,
+    pub in_width: i64,
+    pub out_width: i64,
+    /// Sum of the parts' ranks.
+    pub rank: i64,
+    /// Offset of the stacked A matrices `[rank, in]`.
+    pub a_offset: i64,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Layout {
+    /// Per layer and product; none where no linear of the product is a target.
+    pub layers: Vec<[Option<GroupLayout>; GROUPS]>,
+    /// Elements of the flat buffer.
+    pub len: i64,
+}
+
+/// The linears of each product: block, name, output columns.
+fn linears(spec: &DecoderSpec) -> [(usize, Vec<(&'static str, &'static str, usize)>); GROUPS] {
+    let (d, q, kv, f) =
+        (spec.hidden_size, spec.query_width(), spec.kv_width(), spec.intermediate_size);
+    [
+        (
+            d,
+            vec![
+                ("self_attn", "q_proj", q),
+                ("self_attn", "k_proj", kv),
+                ("self_attn", "v_proj", kv),
+            ],
+        ),
+        (q, vec![("self_attn", "o_proj", d)]),
+        (d, vec![("mlp", "gate_proj", f), ("mlp", "up_proj", f)]),
+        (f, vec![("mlp", "down_proj", d)]),
+    ]
+}
+
+impl Layout {
+    pub fn new(spec: &DecoderSpec, options: &LoraOptions) -> Self {
+        let mut len = 0;
+        let layers = (0..spec.num_hidden_layers)
+            .map(|layer| {
+                linears(spec).map(|(in_width, members)| {
+                    group(layer, in_width as i64, &members, options, &mut len)
+                })
+            })
+            .collect();
+        Self { layers, len }
+    }
+
+    pub fn parts(&self) -> impl Iterator<Item = (&GroupLayout, &PartLayout)> {
+        let groups = self.layers.iter().flatten().flatten();
+        groups.flat_map(|group| group.parts.iter().map(move |part| (group, part)))
+    }
+}
+
+fn group(
+    layer: usize,
+    in_width: i64,
+    members: &[(&str, &str, usize)],
+    options: &LoraOptions,
+    len: &mut i64,
+) -> Option<GroupLayout> {
+    let a_offset = *len;
+    let mut out_width = 0;
+    let mut parts = Vec::new();
+    for &(block, name, width) in members {
+        if options.target_modules.iter().any(|target| target == name) {
+            parts.push(PartLayout {
+                module: format!("model.layers.{layer}.{block}.{name}"),
+                out_start: out_width,
+                out_width: width as i64,
+                rank_start: parts.len() as i64 * options.rank,
+                rank: options.rank,
+                a_offset: *len,
+                b_offset: 0,
+            });
+            *len += options.rank * in_width;
+        }
+        out_width += width as i64;
+    }
+    for part in &mut parts {
+        part.b_offset = *len;
+        *len += part.out_width * part.rank;
+    }
+    let rank = parts.iter().map(|part| part.rank).sum();
+    (!parts.is_empty()).then_some(GroupLayout { parts, in_width, out_width, rank, a_offset })
+}

@@ -1,0 +1,116 @@
+//! One frozen product with an optional adapter: several linear layers that share their input, stacked.
+
+use tch::Tensor;
+
+use crate::adapter::{Gradients, Group, a_view, b_view};
+
+/// A frozen weight `[out, in]` and maybe a bias `[out]`.
+#[derive(Debug)]
+pub(crate) struct Linear {
+    pub weight: Tensor,
+    pub bias: Option<Tensor>,
+}
+
+/// Dropout on an adapter's input: the mask is a function of the seed, so nothing is kept.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Dropout {
+    pub rate: f64,
+    pub seed: u64,
+}
+
+impl Dropout {
+    /// Every linear has a mask of its own, as in peft.
+    fn apply(&self, part: usize, x: &Tensor) -> Tensor {
+        let out = x.empty_like();
+        kernels::dropout(x, self.rate, self.seed.wrapping_add(part as u64), &out);
+        out
+    }
+}
+
+/// What the backward pass of a product needs beside the weights.
+pub(crate) struct Saved<'a> {
+    /// The product's input, `[T, in]`.
+    pub x: &'a Tensor,
+    /// X·Aᵀ of the forward, `[T, R]`.
+    pub s: &'a Tensor,
+    pub dropout: Option<Dropout>,
+}
+
+impl Linear {
+    /// `y (+)= x·Wᵀ + bias + s·(sB)ᵀ` with `s = x·Aᵀ`.
+    ///
+    /// Shapes: x `[T, in]`; y `[T, out]`, added to when `accumulate`; s `[T, R]`, written.
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        adapter: Option<(&Group, Option<Dropout>)>,
+        y: &Tensor,
+        s: &Tensor,
+        accumulate: bool,
+    ) {
+        let mut y = y.shallow_clone();
+        if accumulate {
+            let _ = y.addmm_(x, &self.weight.tr());
+        } else {
+            let _ = x.mm_out(&y, &self.weight.tr());
+        }
+        if let Some(bias) = &self.bias {
+            let _ = y.g_add_(bias);
+        }
+        let Some((group, dropout)) = adapter else { return };
+        match dropout {
+            None => drop(x.mm_out(s, &group.a.tr())),
+            Some(dropout) => {
+                for (i, part) in group.layout.parts.iter().enumerate() {
+                    let a = group.a.narrow(0, part.rank_start, part.rank);
+                    let s = s.narrow(1, part.rank_start, part.rank);
+                    s.shallow_clone().copy_(&dropout.apply(i, x).mm(&a.tr()));
+                }
+            }
+        }
+        let _ = y.addmm_(s, &group.b.tr());
+    }
+
+    /// Adds the adapter's gradients, and writes the input's gradient to `dx` if it is wanted.
+    ///
+    /// Shapes: dy `[T, out]`; dx `[T, in]`; ds `[T, R]`, scratch.
+    pub fn backward(
+        &self,
+        dy: &Tensor,
+        adapter: Option<(&Group, f64, &Saved<'_>)>,
+        gradients: &mut Gradients,
+        ds: &Tensor,
+        dx: Option<&Tensor>,
+    ) {
+        if let Some(dx) = dx {
+            let _ = dy.mm_out(dx, &self.weight);
+        }
+        let Some((group, scale, saved)) = adapter else { return };
+        let flat = gradients.flat();
+        let _ = dy.mm_out(ds, &group.b);
+        for part in &group.layout.parts {
+            let dy = dy.narrow(1, part.out_start, part.out_width);
+            let s = saved.s.narrow(1, part.rank_start, part.rank);
+            let _ = b_view(flat, part).g_add_(&(dy.tr().mm(&s) * scale));
+        }
+        match saved.dropout {
+            None => {
+                let _ = a_view(flat, &group.layout).addmm_(&ds.tr(), saved.x);
+                if let Some(dx) = dx {
+                    let _ = dx.shallow_clone().addmm_(ds, &group.a);
+                }
+            }
+            Some(dropout) => {
+                for (i, part) in group.layout.parts.iter().enumerate() {
+                    let ds = ds.narrow(1, part.rank_start, part.rank);
+                    let a = group.a.narrow(0, part.rank_start, part.rank);
+                    let mut d_a = a_view(flat, &group.layout).narrow(0, part.rank_start, part.rank);
+                    let _ = d_a.addmm_(&ds.tr(), &dropout.apply(i, saved.x));
+                    if let Some(dx) = dx {
+                        let _ = dx.shallow_clone().g_add_(&dropout.apply(i, &ds.mm(&a)));
+                    }
+                }
+            }
+        }
+    }
+}

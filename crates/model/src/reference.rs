@@ -1,0 +1,124 @@
+//! The training pass in plain tch with autograd: slow, short, and independent of the fast one, which the
+//! tests compare with it. Shares only the weights.
+
+use tch::{IndexOp, Kind, Tensor};
+
+use crate::adapter::{Adapter, a_view, b_view};
+use crate::batch::{Batch, LossSum};
+use crate::decoder::Decoder;
+use crate::layout::{DOWN, GATE_UP, O, QKV};
+use crate::linear::Linear;
+
+/// Loss of a batch (sum over targets) and the gradient of `scale · loss` for every adapter value, `[len]`.
+/// Dropout is not applied.
+pub fn loss_and_gradient(
+    decoder: &Decoder,
+    batch: &Batch,
+    adapter: &Adapter,
+    scale: f64,
+) -> (LossSum, Tensor) {
+    let flat = adapter.values().copy().set_requires_grad(true);
+    let logits = logits(decoder, batch, Some((adapter, &flat)));
+    let rows = Tensor::from_slice(&batch.target_rows).to_device(decoder.device);
+    let ids = Tensor::from_slice(&batch.target_ids).to_device(decoder.device);
+    let logits = logits.index_select(0, &rows);
+    let loss = logits.cross_entropy_loss::<Tensor>(&ids, None, tch::Reduction::Sum, -100, 0.0);
+    (&loss * scale).backward();
+    let correct = logits.argmax(-1, false).eq_tensor(&ids).sum(Kind::Int64).int64_value(&[]);
+    let targets = batch.target_ids.len() as u64;
+    let sum = LossSum { loss: loss.double_value(&[]), correct: correct as u64, targets };
+    (sum, flat.grad())
+}
+
+/// Logits of every row, `[T, V]`, document by document.
+pub fn logits(decoder: &Decoder, batch: &Batch, adapter: Option<(&Adapter, &Tensor)>) -> Tensor {
+    let ids = Tensor::from_slice(&batch.input_ids).to_device(decoder.device);
+    let documents: Vec<Tensor> = batch
+        .cu_seqlens
+        .windows(2)
+        .map(|pair| {
+            let rows = i64::from(pair[0])..i64::from(pair[1]);
+            let positions = &batch.positions[pair[0] as usize..pair[1] as usize];
+            document(decoder, &ids.i(rows), positions, adapter)
+        })
+        .collect();
+    Tensor::cat(&documents, 0)
+}
+
+fn document(
+    decoder: &Decoder,
+    ids: &Tensor,
+    positions: &[i64],
+    adapter: Option<(&Adapter, &Tensor)>,
+) -> Tensor {
+    let (spec, eps) = (&decoder.spec, decoder.spec.rms_norm_eps);
+    let (h, k, d) =
+        (spec.num_attention_heads as i64, spec.num_key_value_heads as i64, spec.head_dim as i64);
+    let len = positions.len() as i64;
+    let index = Tensor::from_slice(positions).to_device(decoder.device);
+    let cos = decoder.rotary.cos.index_select(0, &index);
+    let sin = decoder.rotary.sin.index_select(0, &index);
+    let mut x = decoder.embedding.index_select(0, ids);
+    for (number, layer) in decoder.layers.iter().enumerate() {
+        let apply = |linear: &Linear, which: usize, x: &Tensor| {
+            let y = linear_with_adapter(linear, x, number, which, adapter);
+            y
+        };
+        let qkv = apply(&layer.qkv, QKV, &norm(&x, &layer.attention_norm, eps));
+        let heads =
+            |start: i64, n: i64| qkv.narrow(1, start * d, n * d).view([len, n, d]).transpose(0, 1);
+        let repeat = |t: Tensor| t.repeat_interleave_self_int(h / k, 0, None::<i64>);
+        let q = rotate(&heads(0, h), &cos, &sin);
+        let key = repeat(rotate(&heads(h, k), &cos, &sin));
+        let value = repeat(heads(h + k, k));
+        let future = Tensor::ones([len, len], (Kind::Bool, decoder.device)).triu(1);
+        let scores =
+            (q.matmul(&key.mt()) / (d as f64).sqrt()).masked_fill(&future, f64::NEG_INFINITY);
+        let mixed = scores.softmax(-1, Kind::Float).matmul(&value);
+        x = x + apply(&layer.o, O, &mixed.transpose(0, 1).reshape([len, h * d]));
+        let gate_up = apply(&layer.gate_up, GATE_UP, &norm(&x, &layer.mlp_norm, eps));
+        let parts = gate_up.chunk(2, 1);
+        x = &x + apply(&layer.down, DOWN, &(parts[0].silu() * &parts[1]));
+    }
+    norm(&x, &decoder.norm, eps).matmul(&decoder.head.tr())
+}
+
+fn norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
+    x * (x.square().mean_dim(-1, true, Kind::Float) + eps).rsqrt() * weight
+}
+
+/// Half-split rotation of `[heads, T, head_dim]`.
+fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Tensor {
+    let parts = x.chunk(2, -1);
+    let (a, b) = (&parts[0], &parts[1]);
+    Tensor::cat(&[a * cos - b * sin, b * cos + a * sin], -1)
+}
+
+fn linear_with_adapter(
+    linear: &Linear,
+    x: &Tensor,
+    layer: usize,
+    which: usize,
+    adapter: Option<(&Adapter, &Tensor)>,
+) -> Tensor {
+    let mut y = x.matmul(&linear.weight.tr());
+    if let Some(bias) = &linear.bias {
+        y += bias;
+    }
+    let Some((adapter, flat)) = adapter else { return y };
+    let Some(group) = &adapter.layout().layers[layer][which] else { return y };
+    let mut pieces = Vec::new();
+    let mut covered = 0;
+    for part in &group.parts {
+        let zeros = |n: i64| Tensor::zeros([x.size()[0], n], (Kind::Float, x.device()));
+        pieces.push(zeros(part.out_start - covered));
+        let a = a_view(flat, group).narrow(0, part.rank_start, part.rank);
+        let update = x.matmul(&a.tr()).matmul(&b_view(flat, part).tr());
+        pieces.push(update * adapter.options().alpha / part.rank as f64);
+        covered = part.out_start + part.out_width;
+        if std::ptr::eq(part, &group.parts[group.parts.len() - 1]) {
+            pieces.push(zeros(group.out_width - covered));
+        }
+    }
+    y + Tensor::cat(&pieces, 1)
+}
