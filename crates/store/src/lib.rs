@@ -1,1 +1,93 @@
-//! store
+//! All SQL and all blob keys.
+//!
+//! Truth lives in two places: rows in Postgres, and blobs in an object store (a folder or S3). Nothing outside
+//! this crate speaks to either. It knows no HTTP, no tensors and no processes.
+//!
+//! # Overview
+//!
+//! [`Store::open`] gives a [`Store`]: a [`Db`] and [`Blobs`], cheap to clone. Functions are grouped in modules
+//! by object; each takes `&Db` (or `&Store` when it touches blobs) and the authenticated [`Project`].
+//!
+//! | module | for |
+//! |---|---|
+//! | [`keys`] | `create`, `authenticate` (secret → [`Principal`]), `list`, `revoke` |
+//! | [`files`] | `upload` (stream → [`Uploaded`], then `.commit(NewFile)`), `get`, `list`, `open`, `delete` |
+//! | [`base_models`] | `register` a folder, `list`, `get`, `remove` |
+//! | [`models`] | `list`, `get`, `resolve` (name → base model + adapter), `delete` |
+//! | [`jobs`] | `create`, `get`, `list`, `queue_position` |
+//! | [`queue`] | **every change of a job's state**: validation, claim, heartbeat, reports, checkpoints, finish, fail, release, cancel, pause, resume |
+//! | [`reaper`] | takes runs back from silent workers |
+//! | [`events`], [`checkpoints`] | lists; metrics per step |
+//! | [`garbage`] | removes blobs that nothing refers to |
+//! | [`blob`] | [`BlobKey`], streams in and out |
+//!
+//! # What the store writes by itself
+//!
+//! Every event is written here, in the transaction of the change that it tells of, with the API's own texts:
+//! the server passes reports and outcomes, never event texts. So are usage, outbox rows and models.
+//!
+//! # Rules for callers
+//!
+//! - A dropped future is harmless: transactions run in tasks of their own.
+//! - [`Error::is_unavailable`] means: answer 503, try again. [`Error::LeaseLost`] means: stop that run.
+//! - After a job becomes claimable ([`queue::finish_validation`], [`queue::resume`], [`queue::release`],
+//!   [`jobs::create`]) wake the waiting loops; a poll once a second is the guarantee.
+//! - Dropping an [`Uploaded`] removes its content again.
+
+pub mod base_models;
+pub mod blob;
+pub mod checkpoints;
+pub mod config;
+pub mod db;
+pub mod error;
+pub mod events;
+pub mod files;
+pub mod garbage;
+pub mod jobs;
+pub mod keys;
+pub mod models;
+pub mod page;
+pub mod projects;
+pub mod queue;
+pub mod reaper;
+#[cfg(feature = "testing")]
+pub mod testing;
+
+use std::time::Duration;
+
+pub use blob::{BlobKey, Blobs};
+pub use config::{DatabaseConfig, LeaseConfig, StorageConfig};
+pub use db::Db;
+pub use error::{Conflict, Error, Result};
+pub use files::Uploaded;
+pub use keys::{KeyKind, Principal};
+pub use page::{Order, Page, PageQuery};
+pub use projects::Project;
+
+/// The migrations, embedded.
+pub static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!("../../migrations");
+
+/// The database and the blob store.
+#[derive(Debug, Clone)]
+pub struct Store {
+    pub db: Db,
+    pub blobs: Blobs,
+}
+
+impl Store {
+    /// Connects to both. Waits half a minute for a database that is just starting.
+    pub async fn open(database: &DatabaseConfig, storage: &StorageConfig) -> Result<Self> {
+        let db = Db::connect(database, Duration::from_secs(30)).await?;
+        let blobs = Blobs::open(storage).await?;
+        Ok(Self { db, blobs })
+    }
+
+    /// Applies the migrations that are missing.
+    pub async fn migrate(&self) -> Result<()> {
+        self.db.migrate().await
+    }
+}
+
+fn unwritten<T>() -> Result<T> {
+    Err(Error::Inconsistent("not written yet".to_owned()))
+}

@@ -1,0 +1,47 @@
+//! Pages of a list, in the API's manner: a limit, and the id of the last item already seen.
+
+/// One page.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Page<T> {
+    pub data: Vec<T>,
+    pub has_more: bool,
+}
+
+/// Which page.
+#[derive(Debug, Clone)]
+pub struct PageQuery {
+    /// Items after this id, in the order of the list. An unknown id gives an empty page.
+    pub after: Option<String>,
+    /// At least 1; the caller has applied its default and its maximum.
+    pub limit: u32,
+    pub order: Order,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Order {
+    Oldest,
+    #[default]
+    Newest,
+}
+
+impl PageQuery {
+    /// The newest `limit` items.
+    pub fn newest(limit: u32) -> Self {
+        Self { after: None, limit, order: Order::Newest }
+    }
+
+    /// One more row than asked for tells whether there are more.
+    pub(crate) fn fetch_limit(&self) -> i64 {
+        i64::from(self.limit.max(1)) + 1
+    }
+}
+
+impl<T> Page<T> {
+    /// From the rows of a query that asked for one row too many.
+    pub(crate) fn from_rows(mut data: Vec<T>, query: &PageQuery) -> Self {
+        let limit = query.limit.max(1) as usize;
+        let has_more = data.len() > limit;
+        data.truncate(limit);
+        Self { data, has_more }
+    }
+}
