@@ -1,0 +1,42 @@
+//! `cargo xtask bench NAME`: a measurement against the reference on the same machine, in one run. Each is
+//! a script in `tests/bench` that prints a readable table and, last, one JSON line with every figure.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use crate::Result;
+use crate::run;
+use crate::setup;
+use crate::up;
+use crate::workspace::{Profile, Workspace};
+
+const LIMIT: Duration = Duration::from_secs(60 * 60);
+
+/// Name, script, and what it measures.
+const BENCHES: [(&str, &str, &str); 1] =
+    [("train", "tests/bench/train.py", "tokens per second and peak memory of training")];
+
+pub fn run(workspace: &Workspace, arguments: &[String]) -> Result<ExitCode> {
+    let (name, rest) = arguments.split_first().ok_or_else(known_names)?;
+    let (_, script, _) =
+        BENCHES.iter().find(|(known, ..)| known == name).ok_or_else(known_names)?;
+    setup::run(workspace, false)?;
+    setup::reference(workspace)?;
+    up::build(workspace, Profile::Release)?;
+    let mut bench = workspace.python("reference");
+    bench
+        .arg(script)
+        .args(rest)
+        .env("FINETUNED_BIN", workspace.binaries(Profile::Release)?.join("finetuned"))
+        .env("FINETUNED_ENGINE", workspace.binaries(Profile::Release)?.join("finetuned-engine"))
+        .env("FINETUNED_TEST_MODELS", workspace.models())
+        .env("LIBTORCH", workspace.libtorch());
+    let status = run::status_in_view(&format!("bench {name}"), &mut bench, LIMIT)?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn known_names() -> String {
+    let list: String =
+        BENCHES.iter().map(|(name, _, what)| format!("\n  {name:<10} {what}")).collect();
+    format!("which one? cargo xtask bench NAME{list}")
+}

@@ -1,0 +1,111 @@
+//! Set-up: everything that a build, a test or the demo needs and a package registry offers, into `.deps`.
+//!
+//! Each part is made in a scratch folder, checked, and renamed into place; then its stamp is written. A
+//! failure therefore leaves what was there before, and a second run does what is missing and says nothing
+//! about the rest. Nothing outside `.deps` is written.
+
+mod base_model;
+mod libtorch;
+mod packages;
+mod postgres;
+mod python;
+mod toolchain;
+
+use std::fs::{self, File};
+use std::path::Path;
+
+use crate::Result;
+use crate::workspace::Workspace;
+
+pub use base_model::{FILE_NAME as MODEL_FILE, is_ready as model_is_ready};
+pub use libtorch::{
+    VERSION as TORCH_VERSION, Variant, found as found_libtorch, wanted as wanted_variant,
+};
+pub use postgres::installed as installed_postgres;
+pub use python::is_ready as packages_are_ready;
+pub use toolchain::{compiler, python_version};
+
+/// Brings `.deps` up to date for building, testing and running.
+pub fn run(workspace: &Workspace, cuda: bool) -> Result {
+    let _lock = lock(workspace)?;
+    toolchain::check(workspace)?;
+    libtorch::install(workspace, cuda)?;
+    base_model::install(workspace)?;
+    postgres::install(workspace)?;
+    python::install(workspace, "python", "OpenAI SDK and pytest", 65)
+}
+
+/// A real S3 server, for the storage tests only.
+pub fn s3(workspace: &Workspace) -> Result {
+    let _lock = lock(workspace)?;
+    python::install(workspace, "s3", "S3 server for the tests", 120)
+}
+
+/// transformers and peft, for benchmarks and parity only. Several gigabytes.
+pub fn reference(workspace: &Workspace) -> Result {
+    let _lock = lock(workspace)?;
+    toolchain::check(workspace)?;
+    python::install(
+        workspace,
+        "reference",
+        "reference environment (torch, transformers, peft)",
+        5_000,
+    )
+}
+
+/// One set-up at a time: a second one waits here, then finds everything done.
+fn lock(workspace: &Workspace) -> Result<File> {
+    fs::create_dir_all(workspace.scratch())?;
+    let file = File::create(workspace.scratch().join("lock"))?;
+    if file.try_lock().is_err() {
+        eprintln!("  waiting for another set-up to finish ...");
+        file.lock()?;
+    }
+    Ok(file)
+}
+
+/// Whether `part` was completed with exactly these contents (versions, hashes).
+fn is_stamped(workspace: &Workspace, part: &str, contents: &str) -> bool {
+    fs::read_to_string(stamp_path(workspace, part)).is_ok_and(|stamp| stamp == contents)
+}
+
+fn stamp(workspace: &Workspace, part: &str, contents: &str) -> Result {
+    let path = stamp_path(workspace, part);
+    fs::create_dir_all(path.parent().expect("a stamp lies in a folder"))?;
+    Ok(fs::write(path, contents)?)
+}
+
+fn stamp_path(workspace: &Workspace, part: &str) -> std::path::PathBuf {
+    workspace.deps().join("stamps").join(part)
+}
+
+/// An empty scratch folder of that name.
+fn scratch(workspace: &Workspace, part: &str) -> Result<std::path::PathBuf> {
+    let folder = workspace.scratch().join(part);
+    remove(&folder)?;
+    fs::create_dir_all(&folder)?;
+    Ok(folder)
+}
+
+/// Puts a finished file or folder in its place, instead of what was there.
+fn put_in_place(finished: &Path, place: &Path) -> Result {
+    fs::create_dir_all(place.parent().ok_or("a place needs a parent folder")?)?;
+    if place.is_dir() {
+        // A folder cannot be renamed over another one that has contents.
+        let old = finished.with_extension("old");
+        remove(&old)?;
+        fs::rename(place, &old)?;
+        fs::rename(finished, place)?;
+        return remove(&old);
+    }
+    Ok(fs::rename(finished, place)?)
+}
+
+fn remove(path: &Path) -> Result {
+    match fs::symlink_metadata(path) {
+        Ok(data) if data.is_dir() => fs::remove_dir_all(path)?,
+        Ok(_) => fs::remove_file(path)?,
+        Err(_) => {}
+    }
+    Ok(())
+}

@@ -1,0 +1,95 @@
+//! `cargo xtask test`: set-up, then every test: Rust against a private Postgres, then the OpenAI SDK
+//! against real server, worker and engine processes. Stops what it started.
+
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use crate::Result;
+use crate::run;
+use crate::server::{self, Daemon, TemporaryFolder};
+use crate::setup;
+use crate::up;
+use crate::workspace::{Profile, Workspace};
+
+const RUST_LIMIT: Duration = Duration::from_secs(40 * 60);
+const SDK_LIMIT: Duration = Duration::from_secs(20 * 60);
+
+/// One part of the run, for the closing summary.
+struct Part {
+    name: &'static str,
+    passed: bool,
+    took: Duration,
+}
+
+pub fn run(workspace: &Workspace, sdk_only: bool) -> Result<ExitCode> {
+    let mut parts = vec![part("set-up", || {
+        setup::run(workspace, false)?;
+        setup::s3(workspace)
+    })];
+    if parts[0].passed {
+        parts.push(part("build", || up::build(workspace, Profile::Dev)));
+    }
+    if parts.iter().all(|part| part.passed) {
+        if !sdk_only {
+            parts.push(part("Rust tests", || rust_tests(workspace)));
+        }
+        parts.push(part("OpenAI SDK tests", || sdk_tests(workspace)));
+    }
+    println!();
+    for Part { name, passed, took } in &parts {
+        let mark = if *passed { '✓' } else { '✗' };
+        println!("{mark} {name:<18} {:>5} s", took.as_secs());
+    }
+    let passed = parts.iter().all(|part| part.passed);
+    println!("{}", if passed { "all tests passed" } else { "FAILED" });
+    Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Runs one part; a failure is shown at once and does not stop the parts that do not need it.
+fn part(name: &'static str, work: impl FnOnce() -> Result) -> Part {
+    println!("== {name}");
+    let started = Instant::now();
+    let outcome = work();
+    if let Err(error) = &outcome {
+        eprintln!("{name}: {error}");
+    }
+    Part { name, passed: outcome.is_ok(), took: started.elapsed() }
+}
+
+fn rust_tests(workspace: &Workspace) -> Result {
+    let folder = TemporaryFolder::create("test")?;
+    let (_postgres, database_url) = database(workspace, &folder)?;
+    let mut cargo = workspace.cargo();
+    cargo
+        .args(["test", "--workspace", "--no-fail-fast", "--quiet"])
+        .env("DATABASE_URL", database_url);
+    calm_threads(&mut cargo);
+    run::in_view("cargo test", &mut cargo, RUST_LIMIT)
+}
+
+/// The database of the tests: the user's, or a private one that lives as long as the guard.
+fn database(workspace: &Workspace, folder: &TemporaryFolder) -> Result<(Option<Daemon>, String)> {
+    if let Ok(url) = std::env::var("DATABASE_URL") {
+        return Ok((None, url));
+    }
+    let (daemon, url) = server::postgres(workspace, folder.path())?;
+    Ok((Some(daemon), url))
+}
+
+fn sdk_tests(workspace: &Workspace) -> Result {
+    let binaries = workspace.binaries(Profile::Dev)?;
+    let mut pytest = workspace.python("python");
+    pytest
+        .args(["-m", "pytest", "-p", "no:cacheprovider", "--durations=8", "-q", "tests/sdk"])
+        .env("FINETUNED_BIN", binaries.join("finetuned"))
+        .env("FINETUNED_TEST_MODELS", workspace.models())
+        .env("FINETUNED_TEST_S3", workspace.deps().join("s3"))
+        .env("LIBTORCH", workspace.libtorch());
+    calm_threads(&mut pytest);
+    run::in_view("OpenAI SDK tests", &mut pytest, SDK_LIMIT)
+}
+
+/// OpenMP threads that spin while they wait starve everything else on a small machine.
+fn calm_threads(command: &mut Command) {
+    command.env("OMP_WAIT_POLICY", "passive");
+}
