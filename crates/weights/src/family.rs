@@ -124,6 +124,19 @@ impl TensorRule {
 }
 
 impl Shape {
+    /// # Errors
+    /// Why heads and sizes do not fit together.
+    pub fn check(&self) -> Result<(), String> {
+        let (heads, key_value_heads, size) = (self.heads, self.key_value_heads, self.head_size);
+        if heads.is_multiple_of(key_value_heads) && size > 0 && size.is_multiple_of(2) {
+            return Ok(());
+        }
+        Err(format!(
+            "{heads} heads, {key_value_heads} key-value heads and head size {size} \
+             do not fit together"
+        ))
+    }
+
     fn size(&self, size: Size) -> usize {
         match size {
             Size::Vocabulary => self.vocabulary,

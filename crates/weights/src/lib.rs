@@ -10,6 +10,7 @@
 
 mod durable;
 mod family;
+mod files;
 pub mod gguf;
 mod import;
 mod map;
@@ -38,6 +39,8 @@ pub enum FileError {
     MissingTensor { path: PathBuf, name: String },
     #[error("{}: tensor {name:?} has type {dtype:?}; expected F32, F16 or BF16", path.display())]
     NotFloat { path: PathBuf, name: String, dtype: Dtype },
+    #[error("{}: {reason}", path.display())]
+    Adapter { path: PathBuf, reason: String },
     #[error("{}: cannot write tensor {name:?}: {reason}", path.display())]
     CannotWrite { path: PathBuf, name: String, reason: String },
 }

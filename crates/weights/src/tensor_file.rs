@@ -13,6 +13,7 @@ use safetensors::tensor::Metadata;
 use safetensors::{Dtype, SafeTensorError, SafeTensors};
 use serde::Deserialize;
 
+use crate::files::read_limited;
 use crate::map::map_file;
 use crate::{FileError, MODEL_FILE};
 
@@ -221,8 +222,7 @@ struct Index {
 }
 
 fn read_index(path: &Path) -> Result<BTreeMap<String, String>, FileError> {
-    let text = crate::import::read_limited(path, MAX_INDEX_BYTES)
-        .map_err(|e| FileError::io(path, e))?;
+    let text = read_limited(path, MAX_INDEX_BYTES).map_err(|e| FileError::io(path, e))?;
     let index: Index = serde_json::from_slice(&text)
         .map_err(|e| FileError::invalid(path, format!("the index is not valid: {e}")))?;
     if index.weight_map.len() > MAX_TENSORS {

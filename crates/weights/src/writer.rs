@@ -82,14 +82,17 @@ where
         if name == METADATA_KEY || !names.insert(name.clone()) {
             return Err(refuse("the name is reserved or occurs twice"));
         }
-        let bytes = byte_size(dtype, &shape).ok_or_else(|| refuse("its size is not whole bytes"))?;
+        let bytes =
+            byte_size(dtype, &shape).ok_or_else(|| refuse("its size is not whole bytes"))?;
         entries.push(Entry { name, dtype, shape, bytes, data });
     }
     entries.sort_by_key(|entry| std::cmp::Reverse(entry.dtype.bitsize()));
     let header = header(&entries, metadata);
-    durable::write_file(path, |out| write_all(out, &header, &entries)).map_err(|failure| match failure {
-        Failure::Io(source) => FileError::io(path, source),
-        Failure::Length(name, reason) => cannot_write(path, &name, &reason),
+    durable::write_file(path, |out| write_all(out, &header, &entries)).map_err(|failure| {
+        match failure {
+            Failure::Io(source) => FileError::io(path, source),
+            Failure::Length(name, reason) => cannot_write(path, &name, &reason),
+        }
     })
 }
 

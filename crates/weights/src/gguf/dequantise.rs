@@ -106,8 +106,12 @@ impl TensorType {
     /// Decodes whole blocks. Values beyond the shorter of the two slices are left as they are.
     pub fn dequantise(self, blocks: &[u8], values: &mut [f32]) {
         match self {
-            Self::F32 => each::<4, 1>(blocks, values, |block, out| out[0] = f32::from_le_bytes(*block)),
-            Self::F16 => each::<2, 1>(blocks, values, |block, out| out[0] = f16(block[0], block[1])),
+            Self::F32 => {
+                each::<4, 1>(blocks, values, |block, out| out[0] = f32::from_le_bytes(*block))
+            }
+            Self::F16 => {
+                each::<2, 1>(blocks, values, |block, out| out[0] = f16(block[0], block[1]))
+            }
             Self::Bf16 => each::<2, 1>(blocks, values, |block, out| {
                 out[0] = f32::from_le_bytes([0, 0, block[0], block[1]]);
             }),

@@ -156,15 +156,11 @@ impl Keys<'_> {
         let head_size = match optional("attention.key_length")? {
             Some(size) => size,
             None if hidden.is_multiple_of(heads) => hidden / heads,
-            None => return Err(self.invalid(format!("{hidden} is not a multiple of {heads} heads"))),
+            None => {
+                return Err(self.invalid(format!("{hidden} is not a multiple of {heads} heads")));
+            }
         };
         let key_value_heads = optional("attention.head_count_kv")?.unwrap_or(heads);
-        if !heads.is_multiple_of(key_value_heads) || !head_size.is_multiple_of(2) {
-            return Err(self.invalid(format!(
-                "{heads} heads, {key_value_heads} key-value heads and head size {head_size} \
-                 do not fit together"
-            )));
-        }
         for name in ["rope.dimension_count", "attention.value_length"] {
             if optional(name)?.is_some_and(|size| size != head_size) {
                 let what = format!("a {:?} other than the head size {head_size}", self.key(name));
@@ -176,7 +172,7 @@ impl Keys<'_> {
         let vocabulary = vocabulary
             .ok_or_else(|| self.invalid("the tensor \"token_embd.weight\" is missing".into()))?;
         // All numbers are below 2^24: these conversions and products are exact.
-        Ok(Shape {
+        let shape = Shape {
             vocabulary,
             hidden: hidden as usize,
             feed_forward: self.dimension("feed_forward_length")? as usize,
@@ -187,7 +183,9 @@ impl Keys<'_> {
             tied: self.file.tensor("output.weight").is_none(),
             attention_bias: self.file.tensor("blk.0.attn_q.bias").is_some(),
             mlp_bias: self.file.tensor("blk.0.ffn_gate.bias").is_some(),
-        })
+        };
+        shape.check().map_err(|reason| self.invalid(reason))?;
+        Ok(shape)
     }
 }
 

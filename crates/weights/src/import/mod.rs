@@ -169,17 +169,6 @@ impl Drop for WorkFolder {
     }
 }
 
-/// Reads a whole small file, and refuses one of more than `limit` bytes.
-pub fn read_limited(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    File::open(path)?.take(limit + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > limit {
-        let reason = format!("the file is larger than the limit of {limit} bytes");
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, reason));
-    }
-    Ok(bytes)
-}
-
 fn write_text(folder: &Path, name: &str, text: &str) -> Result<(), ImportError> {
     let path = folder.join(name);
     durable::write_bytes(&path, text.as_bytes()).map_err(|e| ImportError::io(&path, e))
