@@ -47,6 +47,9 @@ pub(crate) struct Factors {
     grad_scale: f32,
     beta1: f32,
     beta2: f32,
+    /// 1 − β, rounded once: in f32 arithmetic 1 − 0.999 is off by 5e-5.
+    rest1: f32,
+    rest2: f32,
     shrink: f32,
     /// learning rate / (1 − β1^step)
     rate: f32,
@@ -62,6 +65,8 @@ impl Factors {
             grad_scale: s.grad_scale as f32,
             beta1: s.beta1 as f32,
             beta2: s.beta2 as f32,
+            rest1: (1.0 - s.beta1) as f32,
+            rest2: (1.0 - s.beta2) as f32,
             shrink: (1.0 - s.learning_rate * s.weight_decay) as f32,
             rate: (s.learning_rate / (1.0 - s.beta1.powi(step))) as f32,
             root: (1.0 / (1.0 - s.beta2.powi(step)).sqrt()) as f32,
@@ -74,8 +79,8 @@ multiversion! {
     fn update(values: &mut [f32], grads: &[f32], m: &mut [f32], v: &mut [f32], f: Factors) {
         for (((value, grad), m), v) in values.iter_mut().zip(grads).zip(m).zip(v) {
             let grad = grad * f.grad_scale;
-            *m = f.beta1 * *m + (1.0 - f.beta1) * grad;
-            *v = f.beta2 * *v + (1.0 - f.beta2) * grad * grad;
+            *m = f.beta1 * *m + f.rest1 * grad;
+            *v = f.beta2 * *v + f.rest2 * grad * grad;
             *value = *value * f.shrink - f.rate * *m / (v.sqrt() * f.root + f.eps);
         }
     }

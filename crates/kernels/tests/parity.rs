@@ -1,0 +1,223 @@
+//! Every CPU operation against its plain-tch reference, and the backward ones against autograd, on random
+//! inputs of awkward sizes.
+
+use kernels::{AdamW, AttentionShape, Rotary, reference};
+use tch::{Device, IndexOp, Kind, Tensor};
+
+fn random(shape: &[i64]) -> Tensor {
+    Tensor::randn(shape, (Kind::Float, Device::Cpu))
+}
+
+/// ‖a − b‖ / ‖b‖; NaN anywhere gives NaN, which fails every bound.
+fn distance(a: &Tensor, b: &Tensor) -> f64 {
+    assert_eq!(a.size(), b.size());
+    ((a - b).norm() / b.norm()).double_value(&[])
+}
+
+fn assert_close(what: &str, a: &Tensor, b: &Tensor, bound: f64) {
+    let distance = distance(a, b);
+    assert!(distance <= bound, "{what}: relative distance {distance:e}, allowed {bound:e}");
+}
+
+/// A tensor full of NaN, so that an element nobody wrote is seen.
+fn poison(shape: &[i64]) -> Tensor {
+    Tensor::full(shape, f64::NAN, (Kind::Float, Device::Cpu))
+}
+
+#[test]
+fn rms_norm_and_its_gradient() {
+    for (t, d) in [(1, 7), (33, 576), (5, 1024)] {
+        let x = random(&[t, d]).set_requires_grad(true);
+        let (w, dy) = (random(&[d]), random(&[t, d]));
+        let (out, rstd, expected, rstd_expected) =
+            (poison(&[t, d]), poison(&[t]), poison(&[t, d]), poison(&[t]));
+        let plain = x.detach();
+        kernels::rms_norm(&plain, &w, 1e-5, &out, &rstd);
+        reference::rms_norm(&plain, &w, 1e-5, &expected, &rstd_expected);
+        assert_close("rms_norm", &out, &expected, 1e-6);
+        assert_close("rstd", &rstd, &rstd_expected, 1e-6);
+
+        let y = &x * (x.square().mean_dim(-1, true, Kind::Float) + 1e-5).rsqrt() * &w;
+        (y * &dy).sum(Kind::Float).backward();
+        let residual = random(&[t, d]);
+        for (name, backward) in [
+            ("fast", kernels::rms_norm_backward as fn(&_, &_, &_, &_, &_)),
+            ("reference", reference::rms_norm_backward),
+        ] {
+            let dx = residual.copy();
+            backward(&dy, &plain, &w, &rstd, &dx);
+            assert_close(name, &dx, &(x.grad() + &residual), 1e-6);
+        }
+    }
+}
+
+#[test]
+fn rotation_turns_back_to_where_it_began() {
+    let frequencies: Vec<f64> = (0..32).map(|i| 10_000f64.powf(-f64::from(i) / 32.0)).collect();
+    let rotary = Rotary::new(&frequencies, 64, Device::Cpu);
+    let x = random(&[20, 5 * 64 + 3]).narrow(1, 0, 5 * 64);
+    let positions: Vec<i64> = (0..20).map(|t| (t * 7) % 64).collect();
+    let (fast, slow) = (x.copy(), x.copy());
+    kernels::rotate_(&fast, &positions, &rotary, 4, false);
+    reference::rotate_(&slow, &positions, &rotary, 4, false);
+    assert_close("rotate", &fast, &slow, 1e-6);
+    assert_eq!(fast.narrow(1, 256, 64), x.narrow(1, 256, 64), "the fifth head is not rotated");
+    kernels::rotate_(&fast, &positions, &rotary, 4, true);
+    assert_close("and back", &fast, &x, 1e-6);
+}
+
+#[test]
+fn swiglu_and_its_gradient() {
+    let gate_up = (random(&[19, 2 * 45]) * 4.0).set_requires_grad(true);
+    let dy = random(&[19, 45]);
+    let parts = gate_up.chunk(2, 1);
+    let expected = parts[0].silu() * &parts[1];
+    (&expected * &dy).sum(Kind::Float).backward();
+    for (name, forward, backward) in [
+        ("fast", kernels::swiglu as fn(&_, &_), kernels::swiglu_backward_ as fn(&_, &_)),
+        ("reference", reference::swiglu, reference::swiglu_backward_),
+    ] {
+        let (out, d_gate_up, d_out) = (poison(&[19, 45]), gate_up.detach().copy(), dy.copy());
+        forward(&d_gate_up, &out);
+        assert_close(name, &out, &expected.detach(), 1e-6);
+        backward(&d_gate_up, &d_out);
+        assert_close(name, &d_gate_up, &gate_up.grad(), 1e-6);
+        assert_close(name, &d_out, &expected.detach(), 1e-6);
+    }
+}
+
+#[test]
+fn cross_entropy_and_its_gradient() {
+    for (n, v) in [(1, 257), (9, 4099)] {
+        let logits = (random(&[n, v]) * 5.0).set_requires_grad(true);
+        let targets: Vec<i64> = (0..n).map(|i| (i * 31 + 5) % v).collect();
+        let ids = Tensor::from_slice(&targets);
+        let mean = logits.cross_entropy_for_logits(&ids);
+        (&mean * (n as f64 * 0.25)).backward();
+        let (fast, slow, third) =
+            (logits.detach().copy(), logits.detach().copy(), logits.detach().copy());
+        let loss = kernels::cross_entropy_(&fast, &targets, 0.25);
+        let expected = reference::cross_entropy_(&slow, &targets, 0.25);
+        let only = kernels::cross_entropy_loss(&third, &targets);
+        let sum = mean.double_value(&[]) * n as f64;
+        for got in [loss, expected, only] {
+            assert!((got.loss - sum).abs() < 2e-6 * sum, "{got:?} against {sum}");
+            assert_eq!(got.correct, expected.correct);
+        }
+        assert_close("gradient", &fast, &logits.grad(), 1e-6);
+        assert_close("reference gradient", &slow, &logits.grad(), 1e-6);
+    }
+}
+
+#[test]
+fn attention_and_its_gradient_stay_inside_documents() {
+    for (heads, kv_heads, head_dim) in [(4, 2, 16), (9, 3, 64), (2, 2, 8)] {
+        let shape = AttentionShape { heads, kv_heads, head_dim, scale: 0.3 };
+        // One token, one short, one that ends inside a block, one of exactly a block and one beyond two.
+        let cu_seqlens = [0, 1, 8, 78, 142, 300];
+        let (t, q) = (300, (heads * head_dim) as i64);
+        let qkv = random(&[t, shape.width() as i64]);
+        let d_out = random(&[t, q]);
+        let (out, lse) = (poison(&[t, q]), poison(&[t, heads as i64]));
+        let (out_expected, lse_expected) = (out.copy(), lse.copy());
+        kernels::attention(&qkv, &cu_seqlens, shape, &out, &lse);
+        reference::attention(&qkv, &cu_seqlens, shape, &out_expected, &lse_expected);
+        assert_close("attention", &out, &out_expected, 1e-6);
+        assert_close("log-sums", &lse, &lse_expected, 1e-6);
+
+        let (d_fast, d_slow) = (qkv.full_like(f64::NAN), qkv.full_like(f64::NAN));
+        kernels::attention_backward(&d_out, &qkv, &out, &lse, &cu_seqlens, shape, &d_fast);
+        reference::attention_backward(&d_out, &qkv, &cu_seqlens, shape, &d_slow);
+        assert_close("attention gradient", &d_fast, &d_slow, 2e-6);
+
+        let leaf = qkv.copy().set_requires_grad(true);
+        let whole = autograd_attention(&leaf, &cu_seqlens, shape);
+        (whole * &d_out).sum(Kind::Float).backward();
+        assert_close("autograd", &d_fast, &leaf.grad(), 2e-6);
+    }
+}
+
+/// Attention by libtorch's own operation, document by document.
+fn autograd_attention(qkv: &Tensor, cu_seqlens: &[i32], shape: AttentionShape) -> Tensor {
+    let (h, k, d) = (shape.heads as i64, shape.kv_heads as i64, shape.head_dim as i64);
+    let documents: Vec<Tensor> = cu_seqlens
+        .windows(2)
+        .map(|pair| {
+            let rows = qkv.i(i64::from(pair[0])..i64::from(pair[1]));
+            let len = rows.size()[0];
+            let part = |start: i64, n: i64| {
+                rows.narrow(1, start * d, n * d).view([1, len, n, d]).transpose(1, 2)
+            };
+            let out = Tensor::scaled_dot_product_attention::<Tensor>(
+                &part(0, h),
+                &part(h, k),
+                &part(h + k, k),
+                None,
+                0.0,
+                true,
+                shape.scale,
+                true,
+            );
+            out.transpose(1, 2).reshape([len, h * d])
+        })
+        .collect();
+    Tensor::cat(&documents, 0)
+}
+
+#[test]
+fn cached_attention_continues_what_attention_began() {
+    let shape = AttentionShape { heads: 6, kv_heads: 2, head_dim: 16, scale: 0.25 };
+    let (t, q, kv) = (40, 96, 32);
+    let qkv = random(&[t, shape.width() as i64]);
+    let (whole, lse) = (poison(&[t, q]), poison(&[t, 6]));
+    kernels::attention(&qkv, &[0, t as i32], shape, &whole, &lse);
+    let (keys, values) =
+        (qkv.narrow(1, q, kv).contiguous(), qkv.narrow(1, q + kv, kv).contiguous());
+    for (cached, new) in [(0, 40), (25, 15), (39, 1)] {
+        let queries = qkv.i(cached..cached + new).narrow(1, 0, q);
+        for (name, function) in [
+            ("fast", kernels::cached_attention as fn(&_, &_, &_, _, _, &_)),
+            ("reference", reference::cached_attention),
+        ] {
+            let out = poison(&[new, q]);
+            function(&queries, &keys, &values, cached as usize, shape, &out);
+            assert_close(name, &out, &whole.i(cached..cached + new), 1e-6);
+        }
+    }
+}
+
+#[test]
+fn adamw_equals_the_reference_over_many_steps() {
+    let n = 200_003;
+    let (a, b) = (random(&[n]), Tensor::zeros([n], (Kind::Float, Device::Cpu)));
+    b.shallow_clone().copy_(&a);
+    let zeros = || Tensor::zeros([n], (Kind::Float, Device::Cpu));
+    let (m1, v1, m2, v2) = (zeros(), zeros(), zeros(), zeros());
+    for step in 1..=10 {
+        let grad = random(&[n]);
+        let settings = AdamW {
+            learning_rate: 1e-2,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.1,
+            step,
+            grad_scale: 0.5,
+        };
+        kernels::adamw(&a, &grad, &m1, &v1, settings);
+        reference::adamw(&b, &grad, &m2, &v2, settings);
+    }
+    assert_close("values", &a, &b, 1e-6);
+    assert_close("second moment", &v1, &v2, 1e-6);
+    let squares = a.square().sum(Kind::Double).double_value(&[]);
+    assert!((kernels::sum_of_squares(&a) / squares - 1.0).abs() < 1e-5);
+}
+
+#[test]
+fn a_single_bad_number_shows_in_the_norm() {
+    for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+        let x = random(&[100_000]);
+        let _ = x.i(77_777).fill_(bad);
+        assert!(!kernels::sum_of_squares(&x).is_finite());
+    }
+}
