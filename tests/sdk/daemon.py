@@ -16,6 +16,13 @@ import openai
 START_SECONDS = 120
 STOP_SECONDS = 60
 
+# A killed worker is noticed within seconds.
+SHORT_LEASES = {
+    "FINETUNED_LEASE__TTL": "8s",
+    "FINETUNED_LEASE__HEARTBEAT": "2s",
+    "FINETUNED_LEASE__REAP_EVERY": "1s",
+    "FINETUNED_LEASE__GRACE": "1s",
+}
 BINARY = os.environ.get("FINETUNED_BIN", "target/debug/finetuned")
 MODELS = os.environ.get("FINETUNED_TEST_MODELS", ".deps/models")
 BASE_MODEL = "smollm2-135m-instruct"
@@ -51,10 +58,7 @@ class Process:
     def __init__(self, folder, name, arguments, environment):
         self.log = folder / f"{name}.log"
         self.arguments = [BINARY, *map(str, arguments)]
-        self.environment = {**os.environ, "FINETUNED_LEASE__TTL": "10s", **environment}
-        # Short leases: a killed worker is noticed within seconds.
-        self.environment.setdefault("FINETUNED_LEASE__HEARTBEAT", "2s")
-        self.environment.setdefault("FINETUNED_LEASE__REAP_EVERY", "1s")
+        self.environment = {**os.environ, **SHORT_LEASES, **environment}
         self.popen = None
 
     def start(self):

@@ -153,6 +153,9 @@ impl Up {
 pub fn postgres(workspace: &Workspace, data_dir: &Path) -> Result<(Daemon, String)> {
     let log = File::create(data_dir.join("postgres-launcher.log"))?;
     let mut command = workspace.program(Profile::Dev, "finetuned")?;
+    // Through the guard, so that it ends even when this process is killed.
+    let itself = command.get_program().to_owned();
+    command.args(["run-guarded", "--parent", &std::process::id().to_string(), "--"]).arg(itself);
     command.args(["postgres", "--data-dir"]).arg(data_dir.join("postgres"));
     let (daemon, url) = first_line(command.stderr(log))?;
     if !url.starts_with("postgres") {

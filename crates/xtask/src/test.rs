@@ -1,6 +1,7 @@
 //! `cargo xtask test`: set-up, then every test: Rust against a private Postgres, then the OpenAI SDK
 //! against real server, worker and engine processes. Stops what it started.
 
+use std::fs;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,8 @@ use crate::workspace::{Profile, Workspace};
 
 const RUST_LIMIT: Duration = Duration::from_secs(40 * 60);
 const SDK_LIMIT: Duration = Duration::from_secs(20 * 60);
+/// Marks every process that the tests start, so that a forgotten one is found.
+const MARK: &str = "FINETUNED_TEST_RUN";
 
 /// One part of the run, for the closing summary.
 struct Part {
@@ -34,6 +37,7 @@ pub fn run(workspace: &Workspace, sdk_only: bool) -> Result<ExitCode> {
             parts.push(part("Rust tests", || rust_tests(workspace)));
         }
         parts.push(part("OpenAI SDK tests", || sdk_tests(workspace)));
+        parts.push(part("nothing left", nothing_left));
     }
     println!();
     for Part { name, passed, took } in &parts {
@@ -63,7 +67,7 @@ fn rust_tests(workspace: &Workspace) -> Result {
     cargo
         .args(["test", "--workspace", "--no-fail-fast", "--quiet"])
         .env("DATABASE_URL", database_url);
-    calm_threads(&mut cargo);
+    prepare(&mut cargo);
     run::in_view("cargo test", &mut cargo, RUST_LIMIT)
 }
 
@@ -85,11 +89,28 @@ fn sdk_tests(workspace: &Workspace) -> Result {
         .env("FINETUNED_TEST_MODELS", workspace.models())
         .env("FINETUNED_TEST_S3", workspace.deps().join("s3"))
         .env("LIBTORCH", workspace.libtorch());
-    calm_threads(&mut pytest);
+    prepare(&mut pytest);
     run::in_view("OpenAI SDK tests", &mut pytest, SDK_LIMIT)
 }
 
-/// OpenMP threads that spin while they wait starve everything else on a small machine.
-fn calm_threads(command: &mut Command) {
-    command.env("OMP_WAIT_POLICY", "passive");
+/// No process that the tests started may outlive them.
+fn nothing_left() -> Result {
+    let mark = format!("{MARK}={}", std::process::id());
+    let left: Vec<String> = fs::read_dir("/proc")?
+        .flatten()
+        .filter(|entry| {
+            let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
+            environment.split(|byte| *byte == 0).any(|variable| variable == mark.as_bytes())
+        })
+        .map(|entry| {
+            let name = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+            format!("{} ({})", name.trim(), entry.file_name().to_string_lossy())
+        })
+        .collect();
+    if left.is_empty() { Ok(()) } else { Err(format!("left running: {}", left.join(", ")).into()) }
+}
+
+fn prepare(command: &mut Command) {
+    // OpenMP threads that spin while they wait starve everything else on a small machine.
+    command.env("OMP_WAIT_POLICY", "passive").env(MARK, std::process::id().to_string());
 }
