@@ -1,1 +1,40 @@
-//! dataset
+//! Uploaded bytes to checked, tokenised, packed batches. No libtorch, no network, no database.
+//!
+//! - [`Checker`] reads a JSONL file as a stream and names every fault by line ([`Problem`]), in
+//!   bounded memory, and counts tokens ([`Stats`]).
+//! - [`ChatTokenizer`] holds a model's tokenizer and chat template: prompts and training rows to ids,
+//!   generated ids to text ([`TextStream`]).
+//! - [`load`] reads a checked file as a [`Dataset`]: an order per epoch, batches per step, and
+//!   [`pack`] arranges one step's examples into micro-batches without padding.
+
+mod chat;
+mod check;
+mod control;
+mod error;
+mod format;
+mod json;
+mod lines;
+mod mask;
+mod message;
+mod order;
+mod pack;
+mod problem;
+mod row;
+mod stats;
+mod stream;
+mod template;
+#[cfg(test)]
+mod testing;
+mod tokenizer;
+
+pub use check::{Checked, Checker, FileRole, Limits, load};
+pub use error::{LoadError, TemplateError};
+pub use format::Format;
+pub use mask::Example;
+pub use order::{Cursor, Dataset};
+pub use pack::{Packed, pack};
+pub use problem::{Problem, code};
+pub use row::Conversation;
+pub use stats::{LengthBucket, Stats};
+pub use stream::TextStream;
+pub use tokenizer::{ChatTokenizer, TokenizerParts};

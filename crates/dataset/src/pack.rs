@@ -1,0 +1,165 @@
+//! Examples to micro-batches without padding: documents one behind the other, with their bounds.
+//!
+//! Packing only arranges the examples of one optimizer step; which examples those are is decided
+//! before, so that results do not depend on it.
+
+use std::collections::BTreeSet;
+
+use crate::mask::Example;
+
+/// One micro-batch. Rows are numbered over all documents of the micro-batch.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Packed {
+    /// Token ids, one per row.
+    pub input_ids: Vec<i64>,
+    /// Position inside its document, from 0, one per row.
+    pub positions: Vec<i64>,
+    /// First row of each document, and the number of rows: documents + 1 entries.
+    pub cu_seqlens: Vec<i32>,
+    /// The rows whose hidden state predicts a target: the row before the target's own.
+    pub target_rows: Vec<i64>,
+    /// The token that each of `target_rows` has to predict.
+    pub target_ids: Vec<i64>,
+}
+
+/// Arranges examples into micro-batches of at most `micro_batch_tokens` tokens: longest first, each
+/// into the fullest micro-batch that has room. A longer example stands alone. Examples without tokens
+/// are left out. The same input gives the same output.
+pub fn pack(examples: &[&Example], micro_batch_tokens: usize) -> Vec<Packed> {
+    let len = |index: usize| examples[index].input_ids.len();
+    let mut order: Vec<usize> = (0..examples.len()).filter(|&index| len(index) > 0).collect();
+    order.sort_by_key(|&index| std::cmp::Reverse(len(index)));
+    let mut bins: Vec<Packed> = Vec::new();
+    // (room, bin): the fullest bin with enough room is the first one from (len, 0) on.
+    let mut room: BTreeSet<(usize, usize)> = BTreeSet::new();
+    for index in order {
+        let needed = len(index);
+        let (free, bin) = match room.range((needed, 0)..).next().copied() {
+            Some(found) => {
+                room.remove(&found);
+                found
+            }
+            None => {
+                bins.push(Packed { cu_seqlens: vec![0], ..Packed::default() });
+                (micro_batch_tokens.max(needed), bins.len() - 1)
+            }
+        };
+        bins[bin].push(examples[index]);
+        room.insert((free - needed, bin));
+    }
+    bins
+}
+
+impl Packed {
+    /// Number of target tokens.
+    pub fn targets(&self) -> usize {
+        self.target_ids.len()
+    }
+
+    fn push(&mut self, example: &Example) {
+        let start = self.input_ids.len() as i64;
+        let ids = &example.input_ids;
+        self.input_ids.extend(ids.iter().map(|&id| i64::from(id)));
+        self.positions.extend(0..ids.len() as i64);
+        let end = i32::try_from(self.input_ids.len()).unwrap_or(i32::MAX);
+        self.cu_seqlens.push(end);
+        // From 1: the first token of a document has nothing before it that could predict it.
+        for at in (1..ids.len()).filter(|&at| example.is_target[at]) {
+            self.target_rows.push(start + at as i64 - 1);
+            self.target_ids.push(i64::from(ids[at]));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn example() -> impl Strategy<Value = Example> {
+        proptest::collection::vec((0u32..1000, any::<bool>()), 0..40).prop_map(|tokens| {
+            let (input_ids, is_target) = tokens.into_iter().unzip();
+            Example { input_ids, is_target, ..Example::default() }
+        })
+    }
+
+    /// The documents of micro-batches: ids, and the mask that the target rows stand for.
+    fn unpacked(batches: &[Packed]) -> Vec<(Vec<u32>, Vec<bool>)> {
+        let mut documents = Vec::new();
+        for batch in batches {
+            let mut mask = vec![false; batch.input_ids.len()];
+            for (row, id) in batch.target_rows.iter().zip(&batch.target_ids) {
+                assert_eq!(batch.input_ids[*row as usize + 1], *id);
+                mask[*row as usize + 1] = true;
+            }
+            for bounds in batch.cu_seqlens.windows(2) {
+                let rows = bounds[0] as usize..bounds[1] as usize;
+                let ids = batch.input_ids[rows.clone()].iter().map(|&id| id as u32).collect();
+                documents.push((ids, mask[rows.clone()].to_vec()));
+                let positions: Vec<i64> = (0..rows.len() as i64).collect();
+                assert_eq!(batch.positions[rows], positions);
+            }
+        }
+        documents
+    }
+
+    proptest! {
+        #[test]
+        fn no_token_is_lost_and_none_trained_that_is_masked(
+            examples in proptest::collection::vec(example(), 0..30), limit in 1usize..80,
+        ) {
+            let batches = pack(&examples.iter().collect::<Vec<_>>(), limit);
+            let mut found = unpacked(&batches);
+            let mut expected: Vec<_> = examples
+                .iter()
+                .filter(|example| !example.input_ids.is_empty())
+                .map(|example| {
+                    let mut mask = example.is_target.clone();
+                    mask[0] = false;
+                    (example.input_ids.clone(), mask)
+                })
+                .collect();
+            found.sort();
+            expected.sort();
+            prop_assert_eq!(found, expected);
+        }
+
+        #[test]
+        fn micro_batches_respect_the_limit(
+            examples in proptest::collection::vec(example(), 0..30), limit in 1usize..80,
+        ) {
+            let batches = pack(&examples.iter().collect::<Vec<_>>(), limit);
+            for batch in &batches {
+                let alone = batch.cu_seqlens.len() == 2;
+                prop_assert!(batch.input_ids.len() <= limit || alone);
+                prop_assert_eq!(*batch.cu_seqlens.last().unwrap() as usize, batch.input_ids.len());
+            }
+            prop_assert_eq!(&batches, &pack(&examples.iter().collect::<Vec<_>>(), limit));
+        }
+
+        #[test]
+        fn two_half_empty_micro_batches_never_remain(
+            examples in proptest::collection::vec(example(), 0..30), limit in 1usize..80,
+        ) {
+            let batches = pack(&examples.iter().collect::<Vec<_>>(), limit);
+            let loose = batches.iter().filter(|batch| batch.input_ids.len() * 2 <= limit).count();
+            prop_assert!(loose <= 1, "{} of {}", loose, batches.len());
+        }
+    }
+
+    #[test]
+    fn an_example_goes_into_the_fullest_micro_batch_with_room() {
+        let lengths = [5, 6, 3, 4];
+        let examples: Vec<_> = lengths
+            .iter()
+            .map(|&n| Example { input_ids: vec![n; n as usize], is_target: vec![false; n as usize], ..Example::default() })
+            .collect();
+        let batches = pack(&examples.iter().collect::<Vec<_>>(), 10);
+        let first_ids: Vec<Vec<i64>> = batches
+            .iter()
+            .map(|b| b.cu_seqlens.windows(2).map(|w| b.input_ids[w[0] as usize]).collect())
+            .collect();
+        assert_eq!(first_ids, [vec![6, 4], vec![5, 3]]);
+    }
+}

@@ -1,0 +1,106 @@
+//! What a checked file amounts to, in examples and tokens.
+
+use serde::Serialize;
+
+/// Most line numbers that a list of [`Stats`] holds; the counts beside them are exact.
+const MAX_LINES: usize = 1000;
+
+/// Figures of a file, counted with one tokenizer and one `max_seq_len`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Stats {
+    /// Rows: lines that are not blank.
+    pub n_examples: u64,
+    /// Tokens of all whole examples.
+    pub tokens: u64,
+    /// Tokens that are left after cutting each example at `max_seq_len`.
+    pub tokens_after_truncation: u64,
+    /// Tokens that are trained on, after truncation.
+    pub target_tokens: u64,
+    /// Tokens of the longest whole example.
+    pub max_tokens: u64,
+    /// Examples that are cut.
+    pub n_truncated: u64,
+    /// Their lines, the first 1000.
+    pub truncated_lines: Vec<u64>,
+    /// Examples without a token to train on: all weights 0, or all answers cut off.
+    pub n_without_targets: u64,
+    /// Their lines, the first 1000.
+    pub lines_without_targets: Vec<u64>,
+    /// Whole examples by length, up to the longest.
+    pub lengths: Vec<LengthBucket>,
+}
+
+/// Examples with at most `max_tokens` tokens, and more than the bucket before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct LengthBucket {
+    /// A power of two, from 16 on.
+    pub max_tokens: u64,
+    pub examples: u64,
+}
+
+/// The token counts of one row.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RowCounts {
+    pub full: usize,
+    pub kept: usize,
+    pub targets: usize,
+}
+
+impl Stats {
+    pub(crate) fn add(&mut self, line: u64, row: RowCounts) {
+        self.tokens += row.full as u64;
+        self.tokens_after_truncation += row.kept as u64;
+        self.target_tokens += row.targets as u64;
+        self.max_tokens = self.max_tokens.max(row.full as u64);
+        if row.kept < row.full {
+            self.n_truncated += 1;
+            push_line(&mut self.truncated_lines, line);
+        }
+        if row.targets == 0 {
+            self.n_without_targets += 1;
+            push_line(&mut self.lines_without_targets, line);
+        }
+        let bucket = bucket_of(row.full);
+        while self.lengths.len() <= bucket {
+            let max_tokens = 16 << self.lengths.len();
+            self.lengths.push(LengthBucket { max_tokens, examples: 0 });
+        }
+        self.lengths[bucket].examples += 1;
+    }
+}
+
+fn push_line(lines: &mut Vec<u64>, line: u64) {
+    if lines.len() < MAX_LINES {
+        lines.push(line);
+    }
+}
+
+fn bucket_of(tokens: usize) -> usize {
+    (tokens.max(16).next_power_of_two() / 16).trailing_zeros() as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lengths_fall_into_powers_of_two() {
+        let mut stats = Stats::default();
+        for full in [1, 16, 17, 32, 100] {
+            stats.add(1, RowCounts { full, kept: full, targets: 1 });
+        }
+        let buckets: Vec<_> = stats.lengths.iter().map(|b| (b.max_tokens, b.examples)).collect();
+        assert_eq!(buckets, [(16, 2), (32, 2), (64, 0), (128, 1)]);
+    }
+
+    #[test]
+    fn cut_and_empty_rows_are_named() {
+        let mut stats = Stats::default();
+        stats.add(4, RowCounts { full: 10, kept: 10, targets: 2 });
+        stats.add(5, RowCounts { full: 20, kept: 12, targets: 0 });
+        assert_eq!((stats.tokens, stats.tokens_after_truncation, stats.target_tokens), (30, 22, 2));
+        assert_eq!((stats.n_truncated, stats.truncated_lines), (1, vec![5]));
+        assert_eq!((stats.n_without_targets, stats.lines_without_targets), (1, vec![5]));
+        assert_eq!(stats.max_tokens, 20);
+    }
+}

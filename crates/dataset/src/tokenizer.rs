@@ -1,0 +1,341 @@
+//! A model's tokenizer and chat template: conversations in, token ids out.
+//!
+//! Files are read once; the template is compiled once. Nothing here decides what a row may contain
+//! (`row.rs`, `check.rs`) or which tokens are trained (`mask.rs`).
+
+use std::io;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde_json::Value;
+use tokenizers::{
+    Encoding, Model, NormalizedString, Normalizer, OffsetType, PreTokenizedString, PreTokenizer,
+    Tokenizer,
+};
+
+use crate::chat;
+use crate::control::{ControlTokens, Marks, Piece};
+use crate::error::{LoadError, TemplateError};
+use crate::mask::Header;
+use crate::stream::TextStream;
+use crate::template::{ChatTemplate, Scene};
+
+/// The files of a tokenizer, as bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct TokenizerParts<'a> {
+    pub tokenizer_json: &'a [u8],
+    pub tokenizer_config_json: Option<&'a [u8]>,
+    /// The text of `chat_template.jinja`; it wins over `chat_template` of the configuration.
+    pub chat_template: Option<&'a str>,
+}
+
+/// Tokenizer, special tokens and compiled chat template of one model. `Send + Sync`.
+pub struct ChatTokenizer {
+    pub(crate) tokenizer: Tokenizer,
+    template: ChatTemplate,
+    /// A second template for conversations with tools, which some models have.
+    tool_template: Option<ChatTemplate>,
+    special_tokens: Vec<(String, String)>,
+    pub(crate) control: ControlTokens,
+    pub(crate) special_ids: Vec<u32>,
+    stop_ids: Vec<u32>,
+    pub(crate) header: Header,
+    /// Whether a token stands for bytes directly (GPT-2's scheme), as most vocabularies of today.
+    pub(crate) byte_level: bool,
+}
+
+/// A conversation in the form that templates take.
+pub(crate) struct Prepared {
+    pub messages: Vec<minijinja::Value>,
+    pub tools: Option<minijinja::Value>,
+    pub now: i64,
+}
+
+impl ChatTokenizer {
+    /// Reads `tokenizer.json`, `tokenizer_config.json`, `chat_template.jinja` and
+    /// `generation_config.json` (all but the first may be missing) from a model folder.
+    pub fn from_folder(dir: &Path) -> Result<Self, LoadError> {
+        let optional = |name: &str| match std::fs::read(dir.join(name)) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(LoadError::Io { path: dir.join(name), source }),
+        };
+        let path = dir.join("tokenizer.json");
+        let tokenizer = std::fs::read(&path).map_err(|source| LoadError::Io { path, source })?;
+        let config = optional("tokenizer_config.json")?;
+        let template = match optional("chat_template.jinja")? {
+            None => None,
+            Some(bytes) => Some(String::from_utf8(bytes).map_err(|error| LoadError::Config {
+                file: "chat_template.jinja",
+                message: error.to_string(),
+            })?),
+        };
+        let mut loaded = Self::from_parts(TokenizerParts {
+            tokenizer_json: &tokenizer,
+            tokenizer_config_json: config.as_deref(),
+            chat_template: template.as_deref(),
+        })?;
+        if let Some(bytes) = optional("generation_config.json")? {
+            let config = parse_config("generation_config.json", &bytes)?;
+            let ids = match config.get("eos_token_id") {
+                Some(Value::Array(ids)) => ids.iter().filter_map(Value::as_u64).collect(),
+                Some(id) => id.as_u64().into_iter().collect(),
+                None => Vec::new(),
+            };
+            for id in ids {
+                loaded.add_stop_id(u32::try_from(id).ok());
+            }
+        }
+        Ok(loaded)
+    }
+
+    pub fn from_parts(parts: TokenizerParts<'_>) -> Result<Self, LoadError> {
+        let mut tokenizer = Tokenizer::from_bytes(parts.tokenizer_json)
+            .map_err(|error| LoadError::Tokenizer(error.to_string()))?;
+        tokenizer.with_padding(None);
+        tokenizer
+            .with_truncation(None)
+            .map_err(|error| LoadError::Tokenizer(error.to_string()))?;
+        let config = match parts.tokenizer_config_json {
+            Some(bytes) => parse_config("tokenizer_config.json", bytes)?,
+            None => Value::Null,
+        };
+        let (default, for_tools) = templates(parts.chat_template, &config)?;
+        let compile = |source: &str| ChatTemplate::compile(source).map_err(LoadError::Template);
+        let added = tokenizer.get_added_tokens_decoder();
+        let special = || added.iter().filter(|(_, token)| token.special);
+        let texts: Vec<String> = special().map(|(_, token)| token.content.clone()).collect();
+        let mut special_ids: Vec<u32> = special().map(|(id, _)| *id).collect();
+        special_ids.sort_unstable();
+        let mut loaded = Self {
+            template: compile(&default)?,
+            tool_template: for_tools.as_deref().map(compile).transpose()?,
+            special_tokens: special_tokens(&config),
+            control: ControlTokens::new(&texts).map_err(LoadError::Tokenizer)?,
+            special_ids,
+            stop_ids: Vec::new(),
+            header: Header::default(),
+            byte_level: is_byte_level(&tokenizer),
+            tokenizer,
+        };
+        loaded.learn_from_probe();
+        let eos = loaded.special_tokens.iter().find(|(name, _)| name == "eos_token");
+        let eos = eos.and_then(|(_, text)| loaded.tokenizer.token_to_id(text));
+        loaded.add_stop_id(eos);
+        if loaded.stop_ids.is_empty() {
+            return Err(LoadError::NoEndOfTurn);
+        }
+        Ok(loaded)
+    }
+
+    /// Renders a conversation as text.
+    ///
+    /// Special tokens that the messages spell are not told apart here; ids come from
+    /// [`Self::encode_prompt`] and [`Self::encode_example`], which do.
+    pub fn render(
+        &self,
+        messages: &[Value],
+        tools: &[Value],
+        add_generation_prompt: bool,
+    ) -> Result<String, TemplateError> {
+        let prepared = self.prepare(messages, tools)?;
+        self.render_prepared(&prepared, prepared.messages.len(), add_generation_prompt)
+    }
+
+    /// The ids of a conversation with the header of the answer. Text of special tokens inside the
+    /// messages stays plain text.
+    pub fn encode_prompt(
+        &self,
+        messages: &[Value],
+        tools: &[Value],
+    ) -> Result<Vec<u32>, TemplateError> {
+        let spelled = |list: &[Value]| list.iter().any(|v| self.control.find_in(v).is_some());
+        if !spelled(messages) && !spelled(tools) {
+            let text = self.render(messages, tools, true)?;
+            return Ok(self.encode(&text)?.get_ids().to_vec());
+        }
+        let marks = Marks::absent_from(&[messages, tools]).ok_or_else(|| {
+            TemplateError::Render("the messages use up all private-use characters".to_owned())
+        })?;
+        let mark = |list: &[Value]| -> Vec<Value> {
+            list.iter().map(|value| self.control.mark(value, marks)).collect()
+        };
+        let text = self.render(&mark(messages), &mark(tools), true)?;
+        self.encode_marked(&text, marks)
+    }
+
+    /// The ids that end an assistant's turn; the template's own end-of-turn token comes first.
+    pub fn stop_ids(&self) -> &[u32] {
+        &self.stop_ids
+    }
+
+    /// A stream that turns generated ids into text piece by piece.
+    pub fn text_stream(&self) -> TextStream<'_> {
+        TextStream::new(self)
+    }
+
+    /// The text of ids, without special tokens.
+    pub fn decode(&self, ids: &[u32]) -> String {
+        let mut stream = self.text_stream();
+        let mut text: String = ids.iter().filter_map(|&id| stream.push(id)).collect();
+        text.extend(stream.finish());
+        text
+    }
+
+    /// Tokens in the vocabulary, added ones included.
+    pub fn vocab_size(&self) -> usize {
+        self.tokenizer.get_vocab_size(true)
+    }
+
+    pub(crate) fn add_stop_id(&mut self, id: Option<u32>) {
+        if let Some(id) = id
+            && !self.stop_ids.contains(&id)
+        {
+            self.stop_ids.push(id);
+        }
+    }
+
+    pub(crate) fn prepare(
+        &self,
+        messages: &[Value],
+        tools: &[Value],
+    ) -> Result<Prepared, TemplateError> {
+        if messages.is_empty() {
+            return Err(TemplateError::Empty);
+        }
+        let prepared = messages.iter().enumerate().map(|(index, message)| {
+            chat::for_template(index, message).map(|value| chat::template_value(&value))
+        });
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs());
+        Ok(Prepared {
+            messages: prepared.collect::<Result<_, _>>()?,
+            tools: (!tools.is_empty()).then(|| tools.iter().map(chat::template_value).collect()),
+            now: i64::try_from(now).unwrap_or(0),
+        })
+    }
+
+    /// Renders the first `count` messages.
+    pub(crate) fn render_prepared(
+        &self,
+        prepared: &Prepared,
+        count: usize,
+        add_generation_prompt: bool,
+    ) -> Result<String, TemplateError> {
+        let template = match &self.tool_template {
+            Some(template) if prepared.tools.is_some() => template,
+            _ => &self.template,
+        };
+        template.render(&Scene {
+            messages: &prepared.messages[..count],
+            tools: prepared.tools.clone(),
+            add_generation_prompt,
+            special_tokens: &self.special_tokens,
+            now: prepared.now,
+        })
+    }
+
+    /// With byte offsets. The template writes the special tokens, so the tokenizer adds none.
+    pub(crate) fn encode(&self, text: &str) -> Result<Encoding, TemplateError> {
+        let encoding = self.tokenizer.encode(text, false);
+        encoding.map_err(|error| TemplateError::Tokenizer(error.to_string()))
+    }
+
+    fn encode_marked(&self, text: &str, marks: Marks) -> Result<Vec<u32>, TemplateError> {
+        let newline = self.encode("\n")?.get_ids().to_vec();
+        let mut ids = Vec::new();
+        for (index, piece) in marks.cut(text).into_iter().enumerate() {
+            // Tokenizers of SentencePiece's kind put a space before a text's beginning, and a piece
+            // from the middle has no beginning: a newline takes the space, and is cut off again.
+            let encode = |lead: &str| match piece {
+                Piece::Usual(text) => {
+                    Ok(self.encode(&format!("{lead}{text}"))?.get_ids().to_vec())
+                }
+                Piece::Plain(text) => self.encode_plain(&format!("{lead}{text}")),
+            };
+            if index == 0 {
+                ids.extend(encode("")?);
+                continue;
+            }
+            let led = encode("\n")?;
+            match led.strip_prefix(newline.as_slice()) {
+                Some(rest) => ids.extend(rest),
+                None => ids.extend(encode("")?),
+            }
+        }
+        Ok(ids)
+    }
+
+    /// Encodes with the special tokens switched off.
+    fn encode_plain(&self, text: &str) -> Result<Vec<u32>, TemplateError> {
+        let fail = |error: tokenizers::Error| TemplateError::Tokenizer(error.to_string());
+        let mut normalized = NormalizedString::from(text);
+        if let Some(normalizer) = self.tokenizer.get_normalizer() {
+            normalizer.normalize(&mut normalized).map_err(fail)?;
+        }
+        let mut split = PreTokenizedString::from(normalized);
+        if let Some(pre_tokenizer) = self.tokenizer.get_pre_tokenizer() {
+            pre_tokenizer.pre_tokenize(&mut split).map_err(fail)?;
+        }
+        let model = self.tokenizer.get_model();
+        split.tokenize(|part| model.tokenize(part.get())).map_err(fail)?;
+        let encoding = split.into_encoding(None, 0, OffsetType::None).map_err(fail)?;
+        let ids = encoding.get_ids().to_vec();
+        if ids.iter().any(|id| self.special_ids.binary_search(id).is_ok()) {
+            let what = format!("the special token in '{text}' cannot be written as plain text");
+            return Err(TemplateError::Tokenizer(what));
+        }
+        Ok(ids)
+    }
+}
+
+fn parse_config(file: &'static str, bytes: &[u8]) -> Result<Value, LoadError> {
+    serde_json::from_slice(bytes)
+        .map_err(|error| LoadError::Config { file, message: error.to_string() })
+}
+
+/// The default template, and the one for tools if there is one.
+fn templates(
+    own_file: Option<&str>,
+    config: &Value,
+) -> Result<(String, Option<String>), LoadError> {
+    if let Some(source) = own_file.filter(|source| !source.trim().is_empty()) {
+        return Ok((source.to_owned(), None));
+    }
+    match config.get("chat_template") {
+        Some(Value::String(source)) => Ok((source.clone(), None)),
+        Some(Value::Array(list)) => {
+            let named = |wanted: &str| {
+                let found = list
+                    .iter()
+                    .find(|entry| entry.get("name").and_then(Value::as_str) == Some(wanted))?;
+                Some(found.get("template")?.as_str()?.to_owned())
+            };
+            Ok((named("default").ok_or(LoadError::NoChatTemplate)?, named("tool_use")))
+        }
+        _ => Err(LoadError::NoChatTemplate),
+    }
+}
+
+/// `bos_token` and the like, given as text or as an object with `content`.
+fn special_tokens(config: &Value) -> Vec<(String, String)> {
+    const NAMES: [&str; 7] = [
+        "bos_token",
+        "eos_token",
+        "unk_token",
+        "sep_token",
+        "pad_token",
+        "cls_token",
+        "mask_token",
+    ];
+    let text = |name: &str| {
+        let value = config.get(name)?;
+        value.as_str().or_else(|| value.get("content")?.as_str())
+    };
+    NAMES.iter().filter_map(|name| Some(((*name).to_owned(), text(name)?.to_owned()))).collect()
+}
+
+fn is_byte_level(tokenizer: &Tokenizer) -> bool {
+    tokenizer
+        .get_decoder()
+        .is_some_and(|decoder| matches!(decoder, tokenizers::DecoderWrapper::ByteLevel(_)))
+}
