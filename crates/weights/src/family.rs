@@ -15,12 +15,14 @@ pub struct Family {
     pub model_type: &'static str,
     /// `architectures[0]` of `config.json`.
     pub class: &'static str,
-    tensors: &'static [TensorRule],
+    /// Tensors of the whole model.
+    top: &'static [TensorRule],
+    /// Tensors of each layer, named after `blk.N.` and `model.layers.N.`.
+    layer: &'static [TensorRule],
 }
 
 #[derive(Debug)]
 struct TensorRule {
-    /// `{i}` stands for the number of the layer.
     gguf: &'static str,
     hf: &'static str,
     shape: &'static [Size],
@@ -93,10 +95,12 @@ impl Family {
 
     /// All tensors of a model of this shape.
     pub fn expected(&self, shape: &Shape) -> Vec<Expected> {
-        let mut expected = Vec::new();
-        for rule in self.tensors.iter().filter(|rule| rule.applies(shape)) {
-            let layers = if rule.hf.contains("{i}") { shape.layers } else { 1 };
-            expected.extend((0..layers).map(|layer| rule.tensor(layer, shape)));
+        let top = self.top.iter().filter(|rule| rule.applies(shape));
+        let mut expected: Vec<Expected> = top.map(|rule| rule.tensor("", "", shape)).collect();
+        for number in 0..shape.layers {
+            let (gguf, hf) = (format!("blk.{number}."), format!("model.layers.{number}."));
+            let rules = self.layer.iter().filter(|rule| rule.applies(shape));
+            expected.extend(rules.map(|rule| rule.tensor(&gguf, &hf, shape)));
         }
         expected
     }
@@ -112,11 +116,10 @@ impl TensorRule {
         }
     }
 
-    fn tensor(&self, layer: usize, shape: &Shape) -> Expected {
-        let layer = layer.to_string();
+    fn tensor(&self, gguf: &str, hf: &str, shape: &Shape) -> Expected {
         Expected {
-            gguf: self.gguf.replace("{i}", &layer),
-            hf: self.hf.replace("{i}", &layer),
+            gguf: format!("{gguf}{}", self.gguf),
+            hf: format!("{hf}{}", self.hf),
             shape: self.shape.iter().map(|size| shape.size(*size)).collect(),
             rows: self.rows,
         }
@@ -152,7 +155,8 @@ pub const FAMILIES: &[Family] = &[Family {
     gguf_architecture: "llama",
     model_type: "llama",
     class: "LlamaForCausalLM",
-    tensors: LLAMA,
+    top: LLAMA,
+    layer: LLAMA_LAYER,
 }];
 
 const fn weight(gguf: &'static str, hf: &'static str, shape: &'static [Size]) -> TensorRule {
@@ -168,26 +172,29 @@ const fn only(when: When, rule: TensorRule) -> TensorRule {
 }
 
 use Size::{FeedForward, Hidden, Keys, Queries, Vocabulary};
+use When::{AttentionBias, MlpBias, Untied};
 
-#[rustfmt::skip]
 const LLAMA: &[TensorRule] = &[
     weight("token_embd.weight", "model.embed_tokens.weight", &[Vocabulary, Hidden]),
-    weight("blk.{i}.attn_norm.weight", "model.layers.{i}.input_layernorm.weight", &[Hidden]),
-    rotary(weight("blk.{i}.attn_q.weight", "model.layers.{i}.self_attn.q_proj.weight", &[Queries, Hidden])),
-    rotary(weight("blk.{i}.attn_k.weight", "model.layers.{i}.self_attn.k_proj.weight", &[Keys, Hidden])),
-    weight("blk.{i}.attn_v.weight", "model.layers.{i}.self_attn.v_proj.weight", &[Keys, Hidden]),
-    weight("blk.{i}.attn_output.weight", "model.layers.{i}.self_attn.o_proj.weight", &[Hidden, Queries]),
-    only(When::AttentionBias, rotary(weight("blk.{i}.attn_q.bias", "model.layers.{i}.self_attn.q_proj.bias", &[Queries]))),
-    only(When::AttentionBias, rotary(weight("blk.{i}.attn_k.bias", "model.layers.{i}.self_attn.k_proj.bias", &[Keys]))),
-    only(When::AttentionBias, weight("blk.{i}.attn_v.bias", "model.layers.{i}.self_attn.v_proj.bias", &[Keys])),
-    only(When::AttentionBias, weight("blk.{i}.attn_output.bias", "model.layers.{i}.self_attn.o_proj.bias", &[Hidden])),
-    weight("blk.{i}.ffn_norm.weight", "model.layers.{i}.post_attention_layernorm.weight", &[Hidden]),
-    weight("blk.{i}.ffn_gate.weight", "model.layers.{i}.mlp.gate_proj.weight", &[FeedForward, Hidden]),
-    weight("blk.{i}.ffn_up.weight", "model.layers.{i}.mlp.up_proj.weight", &[FeedForward, Hidden]),
-    weight("blk.{i}.ffn_down.weight", "model.layers.{i}.mlp.down_proj.weight", &[Hidden, FeedForward]),
-    only(When::MlpBias, weight("blk.{i}.ffn_gate.bias", "model.layers.{i}.mlp.gate_proj.bias", &[FeedForward])),
-    only(When::MlpBias, weight("blk.{i}.ffn_up.bias", "model.layers.{i}.mlp.up_proj.bias", &[FeedForward])),
-    only(When::MlpBias, weight("blk.{i}.ffn_down.bias", "model.layers.{i}.mlp.down_proj.bias", &[Hidden])),
     weight("output_norm.weight", "model.norm.weight", &[Hidden]),
-    only(When::Untied, weight("output.weight", "lm_head.weight", &[Vocabulary, Hidden])),
+    only(Untied, weight("output.weight", "lm_head.weight", &[Vocabulary, Hidden])),
+];
+
+const LLAMA_LAYER: &[TensorRule] = &[
+    weight("attn_norm.weight", "input_layernorm.weight", &[Hidden]),
+    rotary(weight("attn_q.weight", "self_attn.q_proj.weight", &[Queries, Hidden])),
+    rotary(weight("attn_k.weight", "self_attn.k_proj.weight", &[Keys, Hidden])),
+    weight("attn_v.weight", "self_attn.v_proj.weight", &[Keys, Hidden]),
+    weight("attn_output.weight", "self_attn.o_proj.weight", &[Hidden, Queries]),
+    only(AttentionBias, rotary(weight("attn_q.bias", "self_attn.q_proj.bias", &[Queries]))),
+    only(AttentionBias, rotary(weight("attn_k.bias", "self_attn.k_proj.bias", &[Keys]))),
+    only(AttentionBias, weight("attn_v.bias", "self_attn.v_proj.bias", &[Keys])),
+    only(AttentionBias, weight("attn_output.bias", "self_attn.o_proj.bias", &[Hidden])),
+    weight("ffn_norm.weight", "post_attention_layernorm.weight", &[Hidden]),
+    weight("ffn_gate.weight", "mlp.gate_proj.weight", &[FeedForward, Hidden]),
+    weight("ffn_up.weight", "mlp.up_proj.weight", &[FeedForward, Hidden]),
+    weight("ffn_down.weight", "mlp.down_proj.weight", &[Hidden, FeedForward]),
+    only(MlpBias, weight("ffn_gate.bias", "mlp.gate_proj.bias", &[FeedForward])),
+    only(MlpBias, weight("ffn_up.bias", "mlp.up_proj.bias", &[FeedForward])),
+    only(MlpBias, weight("ffn_down.bias", "mlp.down_proj.bias", &[Hidden])),
 ];

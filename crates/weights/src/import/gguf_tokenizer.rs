@@ -217,7 +217,10 @@ impl<'a> Vocabulary<'a> {
         if bos.is_none() && eos.is_none() {
             return Value::Null;
         }
-        let special = |id: usize, sequence: u8| json!({ "SpecialToken": { "id": self.tokens[id], "type_id": sequence } });
+        let special = |id: usize, sequence: u8| {
+            let token = self.tokens[id];
+            json!({ "SpecialToken": { "id": token, "type_id": sequence } })
+        };
         let around = |name: &str, sequence: u8| {
             let text = json!({ "Sequence": { "id": name, "type_id": sequence } });
             let parts = [bos.map(|id| special(id, sequence)), Some(text)];

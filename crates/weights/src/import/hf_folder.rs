@@ -8,17 +8,19 @@ use safetensors::Dtype;
 use serde_json::Value;
 
 use super::{
-    CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG, ImportError, TOKENIZER, TOKENIZER_CONFIG, write_text,
+    CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG, ImportError, TOKENIZER, TOKENIZER_CONFIG, highest_id,
+    write_text,
 };
 use crate::family::{Expected, Family, MAX_DIMENSION, MAX_LAYERS, Shape};
 use crate::files::read_limited;
 use crate::{MODEL_FILE, TensorFile, TensorView, write_safetensors};
 
+const MAX_CONFIG_BYTES: u64 = 1 << 20;
+const MAX_TEXT_BYTES: u64 = 8 << 20;
 const MAX_TOKENIZER_BYTES: u64 = 128 << 20;
-const MAX_TEXT_BYTES: u64 = 16 << 20;
 
 pub fn import(source: &Path, folder: &Path) -> Result<(&'static str, u64), ImportError> {
-    let Some((config_text, config)) = read_json(source, CONFIG, MAX_TEXT_BYTES)? else {
+    let Some((config_text, config)) = read_json(source, CONFIG, MAX_CONFIG_BYTES)? else {
         return Err(ImportError::UnknownSource { path: source.to_owned() });
     };
     let config = Config { path: &source.join(CONFIG), json: &config };
@@ -27,7 +29,7 @@ pub fn import(source: &Path, folder: &Path) -> Result<(&'static str, u64), Impor
     let parameters = copy_weights(source, folder, family, &shape)?;
     write_text(folder, CONFIG, &config_text)?;
     copy_tokenizer(source, folder, shape.vocabulary)?;
-    if let Some((text, _)) = read_json(source, GENERATION_CONFIG, MAX_TEXT_BYTES)? {
+    if let Some((text, _)) = read_json(source, GENERATION_CONFIG, MAX_CONFIG_BYTES)? {
         write_text(folder, GENERATION_CONFIG, &text)?;
     }
     Ok((family.model_type, parameters))
@@ -189,11 +191,11 @@ fn refuse_extra_tensors(
 
 fn copy_tokenizer(source: &Path, folder: &Path, vocabulary: usize) -> Result<(), ImportError> {
     let path = source.join(TOKENIZER);
-    let Some((text, tokenizer)) = read_json(source, TOKENIZER, MAX_TOKENIZER_BYTES)? else {
+    let Some(text) = read_text(source, TOKENIZER, MAX_TOKENIZER_BYTES)? else {
         return Err(ImportError::invalid(&path, "the file is missing; only this form is read"));
     };
-    let tokens = token_count(&tokenizer)
-        .ok_or_else(|| ImportError::invalid(&path, "it has no model.vocab"))?;
+    let tokens =
+        highest_id::after(&text).map_err(|e| ImportError::invalid(&path, e.to_string()))?;
     if tokens > vocabulary as u64 {
         let reason = format!("it has ids up to {tokens}, but vocab_size is {vocabulary}");
         return Err(ImportError::invalid(&path, reason));
@@ -210,19 +212,6 @@ fn copy_tokenizer(source: &Path, folder: &Path, vocabulary: usize) -> Result<(),
         Some(template) => write_text(folder, CHAT_TEMPLATE, &template),
         None => Ok(()),
     }
-}
-
-/// One more than the highest id.
-fn token_count(tokenizer: &Value) -> Option<u64> {
-    let after = |id: &Value| id.as_u64().map(|id| id.saturating_add(1));
-    let of_model = match &tokenizer["model"]["vocab"] {
-        Value::Object(ids) => ids.values().filter_map(after).max()?,
-        Value::Array(pieces) => pieces.len() as u64,
-        _ => return None,
-    };
-    let added = tokenizer["added_tokens"].as_array().into_iter().flatten();
-    let of_added = added.filter_map(|token| after(&token["id"])).max();
-    Some(of_model.max(of_added.unwrap_or(0)))
 }
 
 /// One template, or the one called "default" of several.

@@ -9,6 +9,7 @@ mod gguf_config;
 mod gguf_file;
 mod gguf_tokenizer;
 mod hf_folder;
+mod highest_id;
 mod name;
 
 use std::fs::{self, File};
