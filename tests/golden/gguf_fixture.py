@@ -107,15 +107,18 @@ def tiny_tensors(vocabulary):
     """Name, Hugging Face name, stored type, shape, heads (for Q and K)."""
     hidden, feed, heads, kv_heads, head = 32, 32, 2, 1, 16
     layer = "model.layers.0."
+    query, key = (heads * head, hidden), (kv_heads * head, hidden)
+    attention = layer + "self_attn."
     return [
         ("token_embd.weight", "model.embed_tokens.weight", Type.Q8_0, (vocabulary, hidden), 0),
         ("output_norm.weight", "model.norm.weight", Type.F32, (hidden,), 0),
         ("blk.0.attn_norm.weight", layer + "input_layernorm.weight", Type.F32, (hidden,), 0),
-        ("blk.0.ffn_norm.weight", layer + "post_attention_layernorm.weight", Type.F32, (hidden,), 0),
-        ("blk.0.attn_q.weight", layer + "self_attn.q_proj.weight", Type.Q4_1, (heads * head, hidden), heads),
-        ("blk.0.attn_k.weight", layer + "self_attn.k_proj.weight", Type.Q4_0, (kv_heads * head, hidden), kv_heads),
-        ("blk.0.attn_v.weight", layer + "self_attn.v_proj.weight", Type.F16, (kv_heads * head, hidden), 0),
-        ("blk.0.attn_output.weight", layer + "self_attn.o_proj.weight", Type.BF16, (hidden, heads * head), 0),
+        ("blk.0.ffn_norm.weight", layer + "post_attention_layernorm.weight", Type.F32, (hidden,),
+         0),
+        ("blk.0.attn_q.weight", attention + "q_proj.weight", Type.Q4_1, query, heads),
+        ("blk.0.attn_k.weight", attention + "k_proj.weight", Type.Q4_0, key, kv_heads),
+        ("blk.0.attn_v.weight", attention + "v_proj.weight", Type.F16, key, 0),
+        ("blk.0.attn_output.weight", attention + "o_proj.weight", Type.BF16, query[::-1], 0),
         ("blk.0.ffn_gate.weight", layer + "mlp.gate_proj.weight", Type.Q4_0, (feed, hidden), 0),
         ("blk.0.ffn_up.weight", layer + "mlp.up_proj.weight", Type.Q4_1, (feed, hidden), 0),
         ("blk.0.ffn_down.weight", layer + "mlp.down_proj.weight", Type.F32, (hidden, feed), 0),
