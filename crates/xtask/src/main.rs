@@ -34,7 +34,7 @@ cargo xtask COMMAND
   demo [--keep]      set up, build, start everything, run one fine-tuning job and show it
   test [--sdk-only]  set up, then run every test: Rust, and the OpenAI SDK against a real server
   bench NAME         measure NAME against the reference: a table, then one JSON line (train)
-  parity [--update]  compare with transformers and peft; --update rewrites the fixtures
+  parity             make the fixtures anew with transformers and peft, and test against them
   tidy               check the project's own rules: dependencies, file lengths, text
 ";
 
@@ -75,8 +75,8 @@ fn dispatch(command: &str, rest: &[String]) -> Result<ExitCode> {
         }
         "bench" => return bench::run(&workspace, rest),
         "parity" => {
-            let [update] = flags(rest, ["--update"])?;
-            return parity::run(&workspace, update);
+            let [] = flags(rest, [])?;
+            return parity::run(&workspace);
         }
         "tidy" => {
             let [] = flags(rest, [])?;
