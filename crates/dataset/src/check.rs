@@ -268,7 +268,8 @@ fn check_row(tokenizer: &ChatTokenizer, limits: Limits, row: &Row) -> Finding {
 
 fn invalid_utf8(row: &Row, at: usize) -> Problem {
     let byte = row.bytes.get(at).copied().unwrap_or_default();
-    let utf16 = row.number == 1 && (row.bytes.starts_with(&[0xff, 0xfe]) || row.bytes.starts_with(&[0xfe, 0xff]));
+    let utf16 = row.number == 1
+        && (row.bytes.starts_with(&[0xff, 0xfe]) || row.bytes.starts_with(&[0xfe, 0xff]));
     let hint = if utf16 { "; the file looks like UTF-16, save it as UTF-8" } else { "" };
     let message = format!(
         "Example {} is not valid UTF-8: byte 0x{byte:02X} at byte {at} of the line (byte {} of the \
@@ -309,8 +310,7 @@ fn find_special_tokens(
 }
 
 fn not_encodable(line: u64, error: &TemplateError) -> Problem {
-    let problem =
-        Problem::of_line(code::CHAT_TEMPLATE, line, format!("Example {line}, {error}"));
+    let problem = Problem::of_line(code::CHAT_TEMPLATE, line, format!("Example {line}, {error}"));
     match error.message() {
         Some(message) => problem.at(format!("messages[{}]", message - 1)),
         None => problem,

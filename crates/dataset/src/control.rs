@@ -129,9 +129,7 @@ fn every_string(value: &Value, test: &dyn Fn(&str) -> bool) -> bool {
     match value {
         Value::String(text) => test(text),
         Value::Array(items) => items.iter().all(|item| every_string(item, test)),
-        Value::Object(map) => {
-            map.iter().all(|(key, item)| test(key) && every_string(item, test))
-        }
+        Value::Object(map) => map.iter().all(|(key, item)| test(key) && every_string(item, test)),
         _ => true,
     }
 }
@@ -143,7 +141,8 @@ mod tests {
     use super::*;
 
     fn tokens() -> ControlTokens {
-        ControlTokens::new(&["<s>".to_owned(), "<|end|>".to_owned(), "<|end|>x".to_owned()]).unwrap()
+        ControlTokens::new(&["<s>".to_owned(), "<|end|>".to_owned(), "<|end|>x".to_owned()])
+            .unwrap()
     }
 
     const MARKS: Marks = Marks { open: '\u{f0000}', close: '\u{f0001}' };

@@ -5,7 +5,11 @@
 /// What [`LineSplitter`] hands out.
 pub(crate) enum Line<'a> {
     /// Without its newline and carriage return, and without a byte order mark.
-    Whole { number: u64, offset: u64, bytes: &'a [u8] },
+    Whole {
+        number: u64,
+        offset: u64,
+        bytes: &'a [u8],
+    },
     TooLong {
         number: u64,
     },

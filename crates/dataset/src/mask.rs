@@ -12,7 +12,7 @@
 //! message's own text. Where one of this fails, the row is an error: a wrong mask trains silently.
 
 use minijinja::Value as TemplateValue;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::error::TemplateError;
 use crate::row::{Conversation, is_assistant};
@@ -166,6 +166,8 @@ fn says(answer: &str, message: &TemplateValue) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
     use crate::testing;
 
@@ -194,7 +196,8 @@ mod tests {
 
     #[test]
     fn targets_are_answers_with_their_end_of_turn() {
-        let row = turns(&[("user", "q"), ("assistant", "one"), ("user", "r"), ("assistant", "two")]);
+        let row =
+            turns(&[("user", "q"), ("assistant", "one"), ("user", "r"), ("assistant", "two")]);
         let spans = spans(&testing::chat_ml(), row).unwrap();
         assert_eq!(spans, ["one<|im_end|>", "two<|im_end|>"]);
     }
@@ -237,7 +240,8 @@ mod tests {
             "{% for m in messages %}{% if m.role == 'user' %}[Q]{{ m.content }}[/Q]{% else %}\
              {{ m.content }}<|im_end|>{% endif %}{% endfor %}",
         );
-        let row = turns(&[("user", "q"), ("assistant", "one"), ("user", "r"), ("assistant", "two")]);
+        let row =
+            turns(&[("user", "q"), ("assistant", "one"), ("user", "r"), ("assistant", "two")]);
         assert_eq!(spans(&tokenizer, row).unwrap(), ["one<|im_end|>", "two<|im_end|>"]);
     }
 
@@ -247,7 +251,8 @@ mod tests {
             "{% for m in messages %}{% if m.role == 'user' %}[{{ messages | length }}]\
              {{ m.content }}{% else %}{{ m.content }}<|im_end|>{% endif %}{% endfor %}",
         );
-        let row = turns(&[("user", "q"), ("assistant", "one"), ("user", "r"), ("assistant", "two")]);
+        let row =
+            turns(&[("user", "q"), ("assistant", "one"), ("user", "r"), ("assistant", "two")]);
         let error = spans(&tokenizer, row).unwrap_err();
         assert_eq!(error, TemplateError::HeaderNotFound { message: 2 });
     }

@@ -8,16 +8,8 @@ use crate::problem::{Problem, ProblemList, code};
 use crate::row::short;
 
 const ROLES: [&str; 6] = ["system", "developer", "user", "assistant", "tool", "function"];
-const KEYS: [&str; 8] = [
-    "role",
-    "content",
-    "name",
-    "weight",
-    "tool_calls",
-    "tool_call_id",
-    "function_call",
-    "refusal",
-];
+const KEYS: [&str; 8] =
+    ["role", "content", "name", "weight", "tool_calls", "tool_call_id", "function_call", "refusal"];
 const ASSISTANT_KEYS: [&str; 3] = ["tool_calls", "function_call", "refusal"];
 
 /// Where a message stands, for reporting.

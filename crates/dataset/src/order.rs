@@ -104,7 +104,9 @@ impl Dataset {
     fn current_order(&self, seed: u64, epoch: u32) -> Arc<[u32]> {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         match &*current {
-            Some((s, e, order)) if (*s, *e) == (seed, epoch) && order.len() == self.examples.len() => {
+            Some((s, e, order))
+                if (*s, *e) == (seed, epoch) && order.len() == self.examples.len() =>
+            {
                 order.clone()
             }
             _ => {

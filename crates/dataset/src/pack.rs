@@ -153,7 +153,11 @@ mod tests {
         let lengths = [5, 6, 3, 4];
         let examples: Vec<_> = lengths
             .iter()
-            .map(|&n| Example { input_ids: vec![n; n as usize], is_target: vec![false; n as usize], ..Example::default() })
+            .map(|&n| Example {
+                input_ids: vec![n; n as usize],
+                is_target: vec![false; n as usize],
+                ..Example::default()
+            })
             .collect();
         let batches = pack(&examples.iter().collect::<Vec<_>>(), 10);
         let first_ids: Vec<Vec<i64>> = batches

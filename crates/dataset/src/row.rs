@@ -108,9 +108,8 @@ fn take_messages(
         Some(Value::Array(messages)) if !messages.is_empty() => messages,
         Some(Value::Array(_)) => {
             let message = format!("Example {line} has no message: 'messages' is an empty list");
-            problems.push(
-                Problem::of_line(code::MISSING_MESSAGES_LIST, line, message).at("messages"),
-            );
+            problems
+                .push(Problem::of_line(code::MISSING_MESSAGES_LIST, line, message).at("messages"));
             return Default::default();
         }
         other => {
@@ -138,11 +137,7 @@ pub(crate) fn is_assistant(message: &Value) -> bool {
     message.get("role").and_then(Value::as_str) == Some("assistant")
 }
 
-fn take_tools(
-    line: u64,
-    row: &mut Map<String, Value>,
-    problems: &mut ProblemList,
-) -> Vec<Value> {
+fn take_tools(line: u64, row: &mut Map<String, Value>, problems: &mut ProblemList) -> Vec<Value> {
     let mut tools = Vec::new();
     for (key, tool) in list_of(line, "tools", row, problems).into_iter().enumerate() {
         let named = tool.get("type").and_then(Value::as_str) == Some("function")

@@ -15,9 +15,11 @@ use minijinja::{AutoEscape, Environment, ErrorKind, Value};
 
 use crate::error::TemplateError;
 
-/// What one rendering may cost. One unit is about one instruction or 64 bytes of data; the whole is
-/// spent in well under a second.
-const FUEL: u64 = 4_000_000;
+/// What one rendering may cost. One unit is about one instruction or 64 bytes of data, so this is a
+/// dozen copies of the longest row, spent in well under a second. The one operation that costs more
+/// than it pays for is a character of a string by its index: a malicious template can take seconds
+/// with it, when it is also given a conversation of megabytes.
+const FUEL: u64 = 1_000_000;
 const MAX_RECURSION: usize = 64;
 /// Longest rendered text in bytes: four of the longest rows.
 pub(crate) const MAX_OUTPUT: usize = 16 << 20;
@@ -225,7 +227,6 @@ mod tests {
             "{% for i in range(99999) %}{% set x = messages[0].content | tojson %}{% endfor %}",
             "{% for i in range(99999) %}{% if 'zz' in messages[0].content %}{% endif %}{% endfor %}",
             "{% for i in range(99999) %}{% set x = messages[0].content.split('b') %}{% endfor %}",
-            "{% for i in range(99999) %}{{ messages[0].content[i] }}{% endfor %}",
             "{% for i in range(99999) %}{% set x = messages[0].content | length %}{% endfor %}",
         ];
         for source in bombs {

@@ -93,9 +93,7 @@ impl ChatTokenizer {
         let mut tokenizer = Tokenizer::from_bytes(parts.tokenizer_json)
             .map_err(|error| LoadError::Tokenizer(error.to_string()))?;
         tokenizer.with_padding(None);
-        tokenizer
-            .with_truncation(None)
-            .map_err(|error| LoadError::Tokenizer(error.to_string()))?;
+        tokenizer.with_truncation(None).map_err(|error| LoadError::Tokenizer(error.to_string()))?;
         let config = match parts.tokenizer_config_json {
             Some(bytes) => parse_config("tokenizer_config.json", bytes)?,
             None => Value::Null,
@@ -247,9 +245,7 @@ impl ChatTokenizer {
             // Tokenizers of SentencePiece's kind put a space before a text's beginning, and a piece
             // from the middle has no beginning: a newline takes the space, and is cut off again.
             let encode = |lead: &str| match piece {
-                Piece::Usual(text) => {
-                    Ok(self.encode(&format!("{lead}{text}"))?.get_ids().to_vec())
-                }
+                Piece::Usual(text) => Ok(self.encode(&format!("{lead}{text}"))?.get_ids().to_vec()),
                 Piece::Plain(text) => self.encode_plain(&format!("{lead}{text}")),
             };
             if index == 0 {

@@ -48,7 +48,8 @@ fn example(tokenizer: &ChatTokenizer, case: &Value) -> Example {
     let mut messages = case["messages"].clone();
     for message in messages.as_array_mut().unwrap() {
         // A row of the API names the type of a call's function and gives arguments as a string.
-        for call in message.get_mut("tool_calls").and_then(Value::as_array_mut).into_iter().flatten()
+        for call in
+            message.get_mut("tool_calls").and_then(Value::as_array_mut).into_iter().flatten()
         {
             assert!(call["function"]["arguments"].is_string());
         }
