@@ -1,0 +1,248 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::config::Flag;
+
+/// Fine-tuning with OpenAI's API on your own machines.
+#[derive(Debug, Parser)]
+#[command(name = "finetuned", version, propagate_version = true)]
+pub struct Arguments {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Args)]
+pub struct Global {
+    /// A configuration file (TOML); it is laid over /etc/finetuned/config.toml
+    #[arg(long, value_name = "FILE", global = true, env = "FINETUNED_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Set any key of the configuration, as in `--set server.max_file_bytes="1 GiB"`; repeatable
+    #[arg(long, value_name = "KEY=VALUE", global = true, value_parser = key_value)]
+    pub set: Vec<(String, String)>,
+    /// The data folder of `finetuned up` [key: up.data_dir]
+    #[arg(long, value_name = "DIR", global = true)]
+    pub data_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Start everything on this machine: database, storage, server and worker
+    Up(Up),
+    /// Start a server; needs database.url
+    Serve(Serve),
+    /// Start a worker; needs worker.server_urls and worker.token
+    Work(Work),
+    /// Bring the database's schema up to date
+    Migrate,
+    /// Create, list and revoke keys
+    #[command(subcommand)]
+    Keys(Keys),
+    /// Import, list and remove base models
+    #[command(subcommand)]
+    Models(Models),
+    /// List, show and cancel jobs
+    #[command(subcommand)]
+    Jobs(Jobs),
+    /// Print or check the configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Say what was found, what is missing, and the command that mends it
+    Doctor,
+    /// Run a private Postgres until a signal; print its URL once it is ready
+    #[command(hide = true)]
+    Postgres(Postgres),
+    /// Become another program that ends with its parent
+    #[command(hide = true)]
+    RunGuarded(RunGuarded),
+}
+
+#[derive(Debug, Args)]
+pub struct Up {
+    /// Address and port; port 0 takes a free one [key: server.listen]
+    #[arg(long, value_name = "ADDRESS")]
+    pub listen: Option<String>,
+    /// Import every model found in this folder [key: up.models_dir]
+    #[arg(long, value_name = "DIR")]
+    pub models_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct Serve {
+    /// Address and port; port 0 takes a free one [key: server.listen]
+    #[arg(long, value_name = "ADDRESS")]
+    pub listen: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Work {
+    /// Base URL of a server; repeatable [key: worker.server_urls]
+    #[arg(long = "server", value_name = "URL")]
+    pub servers: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Keys {
+    /// Make a key and print it; it is shown this once
+    Create {
+        /// What the key is for, in your words
+        #[arg(long, default_value = "")]
+        name: String,
+        /// `project` keys call the API, `worker` keys let a worker in
+        #[arg(long, value_enum, default_value_t = KeyKind::Project)]
+        kind: KeyKind,
+    },
+    /// List keys; secrets are not stored and not shown
+    List {
+        #[arg(long)]
+        json: bool,
+    },
+    /// Refuse a key from now on
+    Revoke {
+        /// As `keys list` shows it
+        id: String,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum KeyKind {
+    Project,
+    Worker,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Models {
+    /// Register a base model: a GGUF file, or a folder in Hugging Face's layout
+    Import {
+        path: PathBuf,
+        /// The name under which jobs ask for it; default: the file's name
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// List base models
+    List {
+        #[arg(long)]
+        json: bool,
+    },
+    /// Take a base model away
+    Remove { name: String },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Jobs {
+    /// List jobs, newest first
+    List {
+        #[arg(long, default_value_t = 20)]
+        limit: u32,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show one job and its last events
+    Show {
+        id: String,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Cancel a job
+    Cancel { id: String },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Print the effective configuration, each value with its source
+    Print {
+        /// Hide secrets; `--redact=false` shows them
+        #[arg(long, default_value_t = true, num_args = 0..=1, require_equals = true,
+              default_missing_value = "true", action = clap::ArgAction::Set)]
+        redact: bool,
+    },
+    /// Check the configuration without starting anything
+    Check,
+}
+
+#[derive(Debug, Args)]
+pub struct Postgres {
+    /// A further server setting, `name=value`; repeatable
+    #[arg(short = 'c', value_name = "NAME=VALUE")]
+    pub settings: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct RunGuarded {
+    /// The process that must still be the parent
+    #[arg(long)]
+    pub parent: i32,
+    #[arg(long)]
+    pub uid: Option<u32>,
+    #[arg(long)]
+    pub gid: Option<u32>,
+    #[arg(last = true, required = true)]
+    pub program: Vec<std::ffi::OsString>,
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("write KEY=VALUE")?;
+    if !key.contains('.') {
+        return Err(format!("'{key}' names no key: write section.key=value"));
+    }
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+impl Arguments {
+    /// The flags that set configuration keys; `--set` first, so that a flag of its own wins over it.
+    pub fn flags(&self) -> Vec<Flag> {
+        let mut flags: Vec<Flag> = Vec::new();
+        let mut add = |name: &str, key: &str, value: String| {
+            flags.push(Flag { name: name.into(), key: key.into(), value });
+        };
+        for (key, value) in &self.global.set {
+            add("--set", key, value.clone());
+        }
+        if let Some(dir) = &self.global.data_dir {
+            add("--data-dir", "up.data_dir", dir.display().to_string());
+        }
+        match &self.command {
+            Command::Up(Up { listen, models_dir }) => {
+                if let Some(listen) = listen {
+                    add("--listen", "server.listen", listen.clone());
+                }
+                if let Some(dir) = models_dir {
+                    add("--models-dir", "up.models_dir", dir.display().to_string());
+                }
+            }
+            Command::Serve(Serve { listen: Some(listen) }) => {
+                add("--listen", "server.listen", listen.clone());
+            }
+            Command::Work(Work { servers }) if !servers.is_empty() => {
+                let list: Vec<String> = servers.iter().map(|url| format!("{url:?}")).collect();
+                add("--server", "worker.server_urls", format!("[{}]", list.join(",")));
+            }
+            _ => {}
+        }
+        flags
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn a_flag_of_its_own_wins_over_set() {
+        let line = ["finetuned", "up", "--listen", "[::1]:0", "--set", "server.listen=0.0.0.0:1"];
+        let flags = Arguments::parse_from(line).flags();
+        let last = flags.last().unwrap();
+        assert_eq!((last.name.as_str(), last.value.as_str()), ("--listen", "[::1]:0"));
+    }
+}

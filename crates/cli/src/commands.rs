@@ -1,0 +1,13 @@
+//! One file per command.
+
+pub mod config;
+pub mod doctor;
+pub mod jobs;
+pub mod keys;
+pub mod migrate;
+pub mod models;
+pub mod postgres;
+pub mod run_guarded;
+pub mod serve;
+pub mod up;
+pub mod work;

@@ -1,0 +1,99 @@
+//! `finetuned config print`: the effective configuration as TOML, with the source of every value.
+
+use std::fmt::Write as _;
+
+use anyhow::{Context as _, Result};
+use figment::Figment;
+use figment::value::{Dict, Value};
+
+/// Words in a key's name that mark its value as a secret.
+const SECRET_WORDS: [&str; 4] = ["token", "secret", "password", "access_key"];
+const REDACTED: &str = "[redacted]";
+
+/// The merged layers as TOML text. With `redact`, secrets and the passwords inside URLs are hidden.
+pub fn render(figment: &Figment, redact: bool) -> Result<String> {
+    let merged: Dict = figment.extract().context("cannot read the configuration")?;
+    let mut text = String::new();
+    table(figment, &merged, "", redact, &mut text)?;
+    Ok(text)
+}
+
+fn table(
+    figment: &Figment,
+    dict: &Dict,
+    path: &str,
+    redact: bool,
+    text: &mut String,
+) -> Result<()> {
+    let full = |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
+    for (key, value) in dict.iter().filter(|(_, value)| value.as_dict().is_none()) {
+        let shown = if redact { redacted(key, value) } else { value.clone() };
+        let source = figment
+            .find_metadata(&full(key))
+            .map_or("unknown source", |metadata| metadata.name.as_ref());
+        // JSON's texts, numbers and lists are TOML's as well.
+        writeln!(text, "{key} = {}  # {source}", serde_json::to_string(&shown)?)?;
+    }
+    for (key, value) in dict {
+        if let Some(inner) = value.as_dict() {
+            let separator = if text.is_empty() { "" } else { "\n" };
+            writeln!(text, "{separator}[{}]", full(key))?;
+            table(figment, inner, &full(key), redact, text)?;
+        }
+    }
+    Ok(())
+}
+
+fn redacted(key: &str, value: &Value) -> Value {
+    if SECRET_WORDS.iter().any(|word| key.contains(word)) {
+        return Value::from(REDACTED);
+    }
+    match value.as_str() {
+        Some(text) => Value::from(without_password(text)),
+        None => value.clone(),
+    }
+}
+
+/// `postgres://user:password@host/db` → `postgres://user:[redacted]@host/db`, and `password=…` in its
+/// query likewise.
+fn without_password(text: &str) -> String {
+    let Some((scheme, rest)) = text.split_once("://") else { return text.to_owned() };
+    let end = rest.find(['/', '?']).unwrap_or(rest.len());
+    let (authority, tail) = rest.split_at(end);
+    let authority = match authority.rsplit_once('@') {
+        Some((user, host)) if user.contains(':') => {
+            let name = user.split(':').next().unwrap_or_default();
+            format!("{name}:{REDACTED}@{host}")
+        }
+        _ => authority.to_owned(),
+    };
+    let tail = match tail.find("password=") {
+        Some(start) => {
+            let value = start + "password=".len();
+            let end = tail[value..].find('&').map_or(tail.len(), |length| value + length);
+            format!("{}{REDACTED}{}", &tail[..value], &tail[end..])
+        }
+        None => tail.to_owned(),
+    };
+    format!("{scheme}://{authority}{tail}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passwords_inside_urls_are_hidden_and_the_rest_is_kept() {
+        for (url, shown) in [
+            (
+                "postgres://u:p:w@h:5432/db?sslmode=require",
+                "postgres://u:[redacted]@h:5432/db?sslmode=require",
+            ),
+            ("postgres://h/db?password=x&user=u", "postgres://h/db?password=[redacted]&user=u"),
+            ("postgres://u@h/db", "postgres://u@h/db"),
+            ("s3://bucket/prefix", "s3://bucket/prefix"),
+        ] {
+            assert_eq!(without_password(url), shown);
+        }
+    }
+}
