@@ -1,5 +1,7 @@
 //! What can go wrong below the API: one enum, and the only place where the database's own errors are read.
 
+use std::fmt;
+
 use domain::{JobId, JobStatus};
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -47,6 +49,66 @@ impl Error {
     /// Whether the same call may succeed later without anything changed: answer 503, try again.
     pub fn is_unavailable(&self) -> bool {
         matches!(self, Self::Unavailable(_))
+    }
+
+    /// Whether a transaction lost to a concurrent one and may simply run again.
+    pub(crate) fn is_lost_race(&self) -> bool {
+        matches!(self, Self::Database(error) if matches!(code(error).as_deref(), Some("40P01" | "40001")))
+    }
+
+    /// A stored value that its own type refuses.
+    pub(crate) fn inconsistent(table: &str, id: &str, problem: impl fmt::Display) -> Self {
+        Self::Inconsistent(format!("{table} {id}: {problem}"))
+    }
+}
+
+fn code(error: &sqlx::Error) -> Option<String> {
+    error.as_database_error().and_then(|e| e.code()).map(|code| code.into_owned())
+}
+
+/// Postgres cannot serve right now: connection trouble, shutdown, start-up, failover (read-only), too many
+/// connections, a full disk, a statement over its time.
+fn is_passing(code: &str) -> bool {
+    code.starts_with("08")
+        || matches!(
+            code,
+            "57P01" | "57P02" | "57P03" | "57014" | "25006" | "53100" | "53200" | "53300"
+        )
+}
+
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Self {
+        use sqlx::Error as E;
+        if let E::ColumnDecode { .. } = &error {
+            return Self::Inconsistent(error.to_string());
+        }
+        let passing = match &error {
+            E::Io(_) | E::Tls(_) | E::PoolTimedOut | E::PoolClosed | E::WorkerCrashed => true,
+            E::Database(_) => code(&error).is_some_and(|code| is_passing(&code)),
+            _ => false,
+        };
+        // Text that Postgres cannot hold (a zero byte) is no object's id.
+        if code(&error).as_deref() == Some("22021") {
+            return Self::NotFound("object");
+        }
+        if passing {
+            Self::Unavailable(format!("database: {error}"))
+        } else {
+            Self::Database(error)
+        }
+    }
+}
+
+impl From<object_store::Error> for Error {
+    fn from(error: object_store::Error) -> Self {
+        match error {
+            object_store::Error::NotFound { .. } => Self::NotFound("blob"),
+            // Whatever is left after the client's own retries: network, 5xx, a full disk.
+            object_store::Error::Generic { .. } | object_store::Error::JoinError { .. } => {
+                Self::Unavailable(format!("object storage: {error}"))
+            }
+            other => Self::Blob(other),
+        }
     }
 }
 

@@ -1,11 +1,155 @@
 //! Blobs that nothing refers to any more, and their removal.
+//!
+//! A row names a blob that may be removed after a time. Uploads *reserve*: the row is there before the first byte
+//! and goes in the transaction that makes the blob visible. So whatever dies in between, something remains to
+//! clean up by, and the row's lock decides between the collector and a late commit.
+
+use std::time::Duration;
+
+use sqlx::PgConnection;
 
 use crate::Store;
-use crate::error::Result;
+use crate::blob::Blobs;
+use crate::db::Lane;
+use crate::error::{Error, Result};
 
-/// Removes up to `limit` blobs whose time has come: deleted files, superseded checkpoints, uploads that
-/// were broken off. The server calls it every few seconds. Returns how many were removed.
+/// An upload that is not visible after this is not going on any more.
+const UPLOAD_LIMIT: Duration = Duration::from_secs(48 * 3600);
+/// A blob whose removal failed is left alone for so long.
+const RETRY_IN: Duration = Duration::from_secs(300);
+
+/// Removes up to `limit` blobs whose time has come: deleted and expired files, superseded checkpoints, uploads
+/// that were broken off. The server calls it every few seconds. Returns how many were removed.
 pub async fn collect(store: &Store, limit: u32) -> Result<usize> {
-    let _ = (store, limit);
-    crate::unwritten()
+    store.db.transact(Lane::Api, (), |tx, ()| Box::pin(expire_files(tx))).await?;
+    let mut removed = 0;
+    for _ in 0..limit {
+        match remove(store, None).await? {
+            Removal::Done => removed += 1,
+            Removal::Postponed => {}
+            Removal::Nothing => break,
+        }
+    }
+    Ok(removed)
+}
+
+/// Takes back a reservation: the blob goes now, unless it has become visible.
+pub(crate) async fn discard(store: &Store, path: &str) -> Result<()> {
+    remove(store, Some(path.to_owned())).await.map(|_| ())
+}
+
+/// Notes, before an upload, what it will leave if it breaks off.
+pub(crate) async fn reserve(store: &Store, project: &str, paths: &[String]) -> Result<()> {
+    let project = project.to_owned();
+    let args = (project, paths.to_vec());
+    store
+        .db
+        .transact(Lane::Api, args, |tx, (project, paths)| {
+            Box::pin(add(tx, project, paths, "upload", UPLOAD_LIMIT))
+        })
+        .await
+}
+
+/// Makes reserved blobs stay; part of the transaction that refers to them.
+pub(crate) async fn keep(tx: &mut PgConnection, paths: &[String]) -> Result<()> {
+    let kept = sqlx::query("delete from garbage where path = any($1)")
+        .bind(paths)
+        .execute(tx)
+        .await?
+        .rows_affected();
+    if kept as usize != paths.len() {
+        let message = "the upload took too long and was removed; send it again";
+        return Err(Error::Unavailable(message.to_owned()));
+    }
+    Ok(())
+}
+
+/// Gives blobs over to removal in `delay` from now.
+pub(crate) async fn add(
+    tx: &mut PgConnection,
+    project: &str,
+    paths: &[String],
+    reason: &str,
+    delay: Duration,
+) -> Result<()> {
+    sqlx::query(
+        "insert into garbage (path, project_id, reason, delete_after)
+         select path, $2, $3, clock_timestamp() + $4 from unnest($1::text[]) path
+         on conflict (path) do update set
+             reason = excluded.reason, delete_after = excluded.delete_after",
+    )
+    .bind(paths)
+    .bind(project)
+    .bind(reason)
+    .bind(crate::interval(delay))
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+enum Removal {
+    Done,
+    Postponed,
+    Nothing,
+}
+
+/// Removes one blob: the named one, or one whose time has come. The row stays locked meanwhile.
+async fn remove(store: &Store, path: Option<String>) -> Result<Removal> {
+    let args = (store.blobs.clone(), path);
+    store
+        .db
+        .transact(Lane::Api, args, |tx, (blobs, path)| {
+            Box::pin(remove_one(tx, blobs, path.as_deref()))
+        })
+        .await
+}
+
+async fn remove_one(tx: &mut PgConnection, blobs: &Blobs, path: Option<&str>) -> Result<Removal> {
+    let due: Option<(String,)> = match path {
+        Some(path) => {
+            sqlx::query_as("select path from garbage where path = $1 for update")
+                .bind(path)
+                .fetch_optional(&mut *tx)
+                .await?
+        }
+        None => {
+            sqlx::query_as(
+                "select path from garbage where delete_after <= clock_timestamp()
+                 order by delete_after for update skip locked limit 1",
+            )
+            .fetch_optional(&mut *tx)
+            .await?
+        }
+    };
+    let Some((path,)) = due else { return Ok(Removal::Nothing) };
+    if let Err(error) = blobs.delete_path(&path).await {
+        tracing::warn!(blob.path = path, %error, "a blob could not be removed; will try again");
+        let retry = "update garbage set delete_after = clock_timestamp() + $2 where path = $1";
+        sqlx::query(retry).bind(&path).bind(crate::interval(RETRY_IN)).execute(tx).await?;
+        return Ok(Removal::Postponed);
+    }
+    sqlx::query("delete from garbage where path = $1").bind(&path).execute(tx).await?;
+    Ok(Removal::Done)
+}
+
+/// Removes files whose time is over, except where a job that has not ended needs them.
+async fn expire_files(tx: &mut PgConnection) -> Result<()> {
+    let gone: Vec<(String, String)> = sqlx::query_as(
+        "delete from files where id in (
+             select f.id from files f
+             where f.expires_at <= clock_timestamp() and not exists (
+                 select 1 from jobs j join job_details d on d.job_id = j.id
+                 where j.project_id = f.project_id and f.id in (d.training_file, d.validation_file)
+                       and j.status in ('validating_files', 'queued', 'running', 'paused'))
+             order by f.expires_at limit 100 for update skip locked)
+         returning project_id, id",
+    )
+    .fetch_all(&mut *tx)
+    .await?;
+    for (project, id) in gone {
+        let key =
+            crate::BlobKey::File { project: project.as_str().into(), file: id.as_str().into() };
+        add(tx, &project, &[key.path()], "expired", Duration::ZERO).await?;
+    }
+    Ok(())
 }

@@ -9,12 +9,18 @@ use domain::{
     FileId, Hyperparameters, JobId, JobStatus, MethodType, ModelId, OrganizationId, ProjectId,
 };
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sqlx::types::Json;
+use sqlx::{FromRow, PgConnection};
 use time::OffsetDateTime;
 
-use crate::db::Db;
-use crate::error::Result;
+use crate::db::{Db, Lane};
+use crate::error::{Error, Result};
+use crate::events;
+use crate::messages;
 use crate::page::{Page, PageQuery};
 use crate::projects::Project;
+use crate::text;
 
 /// A checked request for a job.
 #[derive(Debug, Clone)]
@@ -72,7 +78,7 @@ pub struct JobRow {
     /// Set once the files are validated.
     pub resolved: Option<ResolvedHyperparameters>,
     /// What validation found out about the files; set with `resolved`.
-    pub dataset: Option<serde_json::Value>,
+    pub dataset: Option<Value>,
     pub created_at: OffsetDateTime,
     /// When the first step began.
     pub started_at: Option<OffsetDateTime>,
@@ -110,33 +116,262 @@ pub enum MetadataFilter {
 /// Inserts a job in `validating_files`, and the event `Created fine-tuning job: …`. `NotFound("training
 /// file")`, `NotFound("validation file")` or `NotFound("model")` when the project has none such.
 pub async fn create(db: &Db, project: &Project, new: NewJob) -> Result<JobRow> {
-    let _ = (db, project, new);
-    crate::unwritten()
+    let args = (project.clone(), new);
+    db.transact(Lane::Api, args, |tx, (project, new)| Box::pin(insert(tx, project, new))).await
+}
+
+async fn insert(tx: &mut PgConnection, project: &Project, new: &NewJob) -> Result<JobRow> {
+    // Shared locks: neither a file nor the model can be deleted before this job is there to forbid it.
+    let model = "select 1 from base_models
+                 where id = $1 and (shared or project_id = $2) for key share";
+    let file = "select 1 from files where id = $1 and project_id = $2
+                and (expires_at is null or expires_at > clock_timestamp()) for key share";
+    let mut needed = vec![
+        (model, new.base_model.as_str(), "model"),
+        (file, new.training_file.as_str(), "training file"),
+    ];
+    if let Some(id) = &new.validation_file {
+        needed.push((file, id.as_str(), "validation file"));
+    }
+    for (statement, id, what) in needed {
+        sqlx::query(statement)
+            .bind(id)
+            .bind(project.id.as_str())
+            .fetch_optional(&mut *tx)
+            .await?
+            .ok_or(Error::NotFound(what))?;
+    }
+    sqlx::query("insert into jobs (id, project_id, base_model, priority) values ($1, $2, $3, $4)")
+        .bind(new.id.as_str())
+        .bind(project.id.as_str())
+        .bind(new.base_model.as_str())
+        .bind(new.priority)
+        .execute(&mut *tx)
+        .await?;
+    insert_details(tx, project, new).await?;
+    events::append(tx, &new.id, &[messages::created(&new.id)]).await?;
+    load(tx, &new.id).await
+}
+
+async fn insert_details(tx: &mut PgConnection, project: &Project, new: &NewJob) -> Result<()> {
+    let metadata: Option<BTreeMap<_, _>> = new.metadata.as_ref().map(|pairs| {
+        pairs.iter().map(|(key, value)| (text::clean(key), text::clean(value))).collect()
+    });
+    sqlx::query(
+        "insert into job_details (job_id, project_id, method, training_file, validation_file,
+                                  suffix, seed, metadata, hyperparameters, options)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+    )
+    .bind(new.id.as_str())
+    .bind(project.id.as_str())
+    .bind(new.method.as_str())
+    .bind(new.training_file.as_str())
+    .bind(new.validation_file.as_ref().map(FileId::as_str))
+    .bind(new.suffix.as_deref().map(text::clean))
+    .bind(i64::from(new.seed))
+    .bind(metadata.map(Json))
+    .bind(Json(&new.hyperparameters))
+    .bind(Json(&new.options))
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// The columns of a [`JobRecord`], up to the `where`.
+macro_rules! select_job {
+    ($rest:literal) => {
+        concat!(
+            "select j.id, j.project_id, p.organization_id, j.status, j.desired, j.base_model,
+                    d.method, d.training_file, d.validation_file, d.suffix, d.seed, d.metadata,
+                    j.priority, d.hyperparameters, d.options, d.resolved, d.dataset,
+                    j.created_at, j.started_at, j.finished_at, j.fine_tuned_model, d.result_files,
+                    j.trained_tokens, d.error, j.worker_id, j.fence, j.attempts, j.crashes,
+                    j.committed_step, j.event_seq, j.version,
+                    case when j.status = 'running' then
+                        (select s.metrics from step_metrics s
+                         where s.job_id = j.id and s.fence = j.fence order by s.step desc limit 1)
+                    end as progress
+             from jobs j join job_details d on d.job_id = j.id
+                  join projects p on p.id = j.project_id ",
+            $rest
+        )
+    };
 }
 
 pub async fn get(db: &Db, project: &Project, id: &JobId) -> Result<JobRow> {
-    let _ = (db, project, id);
-    crate::unwritten()
+    let record: Option<JobRecord> =
+        sqlx::query_as(select_job!("where j.id = $1 and j.project_id = $2"))
+            .bind(id.as_str())
+            .bind(project.id.as_str())
+            .fetch_optional(&db.pool)
+            .await?;
+    record.ok_or(Error::NotFound("job"))?.try_into()
 }
 
+/// By id alone, within a transaction that has established the right to it.
+pub(crate) async fn load(tx: &mut PgConnection, id: &JobId) -> Result<JobRow> {
+    let record: JobRecord =
+        sqlx::query_as(select_job!("where j.id = $1")).bind(id.as_str()).fetch_one(tx).await?;
+    record.try_into()
+}
+
+/// `NotFound` unless the project has the job.
+pub(crate) async fn require(db: &Db, project: &Project, id: &JobId) -> Result<()> {
+    sqlx::query("select 1 from jobs where id = $1 and project_id = $2")
+        .bind(id.as_str())
+        .bind(project.id.as_str())
+        .fetch_optional(&db.pool)
+        .await?
+        .map(|_| ())
+        .ok_or(Error::NotFound("job"))
+}
+
+/// The project's jobs, by creation.
 pub async fn list(
     db: &Db,
     project: &Project,
     filter: &MetadataFilter,
     page: &PageQuery,
 ) -> Result<Page<JobRow>> {
-    let _ = (db, project, filter, page);
-    crate::unwritten()
+    let (absent, holds) = match filter {
+        MetadataFilter::Any => (false, None),
+        MetadataFilter::Absent => (true, None),
+        MetadataFilter::Holds(pairs) => (false, Some(Json(pairs))),
+    };
+    let statement = page.sql(select_job!(
+        "where j.project_id = $1 and (not $2 or d.metadata is null)
+           and ($3::jsonb is null or d.metadata @> $3)
+           and ($4::text is null or (j.created_at, j.id) {after}
+                (select created_at, id from jobs where id = $4 and project_id = $1))
+         order by j.created_at {way}, j.id {way} limit $5"
+    ));
+    let records: Vec<JobRecord> = sqlx::query_as(statement)
+        .bind(project.id.as_str())
+        .bind(absent)
+        .bind(holds)
+        .bind(page.after.as_deref())
+        .bind(page.fetch_limit())
+        .fetch_all(&db.pool)
+        .await?;
+    let rows: Result<Vec<JobRow>> = records.into_iter().map(TryInto::try_into).collect();
+    Ok(Page::from_rows(rows?, page))
 }
 
 /// How many of the project's queued jobs stand before this one; `None` when it is not queued.
 pub async fn queue_position(db: &Db, project: &Project, id: &JobId) -> Result<Option<u64>> {
-    let _ = (db, project, id);
-    crate::unwritten()
+    let before: Option<(i64,)> = sqlx::query_as(
+        "select (select count(*) from jobs o where o.project_id = j.project_id and o.status = 'queued'
+                 and (-o.priority, o.run_after, o.id) < (-j.priority, j.run_after, j.id))
+         from jobs j where j.id = $1 and j.project_id = $2 and j.status = 'queued'",
+    )
+    .bind(id.as_str())
+    .bind(project.id.as_str())
+    .fetch_optional(&db.pool)
+    .await?;
+    Ok(before.map(|(count,)| count.unsigned_abs()))
 }
 
 /// How many jobs there are in each status, over all projects.
 pub async fn count_by_status(db: &Db) -> Result<Vec<(JobStatus, u64)>> {
-    let _ = db;
-    crate::unwritten()
+    let counts: Vec<(String, i64)> =
+        sqlx::query_as("select status, count(*) from jobs group by status order by status")
+            .fetch_all(&db.pool)
+            .await?;
+    counts
+        .into_iter()
+        .map(|(status, count)| Ok((parse_status("count", &status)?, count.unsigned_abs())))
+        .collect()
+}
+
+pub(crate) fn parse_status(job: &str, text: &str) -> Result<JobStatus> {
+    text.parse().map_err(|error| Error::inconsistent("jobs", job, error))
+}
+
+#[derive(FromRow)]
+struct JobRecord {
+    id: String,
+    project_id: String,
+    organization_id: String,
+    status: String,
+    desired: String,
+    base_model: String,
+    method: String,
+    training_file: String,
+    validation_file: Option<String>,
+    suffix: Option<String>,
+    seed: i64,
+    metadata: Option<Json<BTreeMap<String, String>>>,
+    priority: i16,
+    hyperparameters: Json<Hyperparameters>,
+    options: Json<TrainingOptions>,
+    resolved: Option<Json<ResolvedHyperparameters>>,
+    dataset: Option<Value>,
+    created_at: OffsetDateTime,
+    started_at: Option<OffsetDateTime>,
+    finished_at: Option<OffsetDateTime>,
+    fine_tuned_model: Option<String>,
+    result_files: Vec<String>,
+    trained_tokens: Option<i64>,
+    error: Option<Json<JobError>>,
+    progress: Option<Json<StepMetrics>>,
+    worker_id: Option<String>,
+    fence: i64,
+    attempts: i32,
+    crashes: i32,
+    committed_step: i64,
+    event_seq: i64,
+    version: i64,
+}
+
+impl TryFrom<JobRecord> for JobRow {
+    type Error = Error;
+
+    fn try_from(record: JobRecord) -> Result<Self> {
+        let desired = match record.desired.as_str() {
+            "pause" => Desired::Pause,
+            "cancel" => Desired::Cancel,
+            _ => Desired::Run,
+        };
+        let method = match record.method.as_str() {
+            "dpo" => MethodType::Dpo,
+            "reinforcement" => MethodType::Reinforcement,
+            _ => MethodType::Supervised,
+        };
+        let seed = u32::try_from(record.seed)
+            .map_err(|error| Error::inconsistent("job_details", &record.id, error))?;
+        Ok(Self {
+            status: parse_status(&record.id, &record.status)?,
+            desired,
+            method,
+            seed,
+            id: record.id.into(),
+            project_id: record.project_id.into(),
+            organization_id: record.organization_id.into(),
+            base_model: record.base_model.into(),
+            training_file: record.training_file.into(),
+            validation_file: record.validation_file.map(Into::into),
+            suffix: record.suffix,
+            metadata: record.metadata.map(|metadata| metadata.0),
+            priority: record.priority,
+            hyperparameters: record.hyperparameters.0,
+            options: record.options.0,
+            resolved: record.resolved.map(|resolved| resolved.0),
+            dataset: record.dataset,
+            created_at: record.created_at,
+            started_at: record.started_at,
+            finished_at: record.finished_at,
+            fine_tuned_model: record.fine_tuned_model.map(Into::into),
+            result_files: record.result_files.into_iter().map(Into::into).collect(),
+            trained_tokens: record.trained_tokens.map(i64::unsigned_abs),
+            error: record.error.map(|error| error.0),
+            progress: record.progress.map(|progress| progress.0),
+            worker_id: record.worker_id,
+            fence: record.fence,
+            attempts: record.attempts.unsigned_abs(),
+            crashes: record.crashes.unsigned_abs(),
+            committed_step: record.committed_step.unsigned_abs(),
+            event_seq: record.event_seq,
+            version: record.version,
+        })
+    }
 }

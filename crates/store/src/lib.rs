@@ -34,6 +34,9 @@
 //!   [`jobs::create`]) wake the waiting loops; a poll once a second is the guarantee.
 //! - Dropping an [`Uploaded`] removes its content again.
 
+mod messages;
+mod text;
+
 pub mod base_models;
 pub mod blob;
 pub mod checkpoints;
@@ -88,6 +91,8 @@ impl Store {
     }
 }
 
-fn unwritten<T>() -> Result<T> {
-    Err(Error::Inconsistent("not written yet".to_owned()))
+/// A time span as the database takes it.
+pub(crate) fn interval(span: Duration) -> sqlx::postgres::types::PgInterval {
+    let microseconds = i64::try_from(span.as_micros()).unwrap_or(i64::MAX);
+    sqlx::postgres::types::PgInterval { months: 0, days: 0, microseconds }
 }

@@ -1,15 +1,23 @@
 //! Models as the API shows them: base models, tuned models, and the checkpoints of epochs.
 
+use std::time::Duration;
+
 use domain::internal::{AdapterRef, ManifestFile};
 use domain::{JobId, ModelId};
+use sqlx::types::Json;
+use sqlx::{FromRow, PgConnection};
 use time::OffsetDateTime;
 
 use crate::Store;
-use crate::base_models::BaseModelRow;
+use crate::base_models::{self, BaseModelRow};
 use crate::blob::BlobKey;
-use crate::db::Db;
-use crate::error::Result;
+use crate::db::{Db, Lane};
+use crate::error::{Conflict, Error, Result};
 use crate::projects::Project;
+use crate::queue;
+
+/// A chat that has just begun may still be reading the files of a deleted model.
+const DELETED_STAY: Duration = Duration::from_secs(600);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ModelKind {
@@ -36,21 +44,91 @@ pub struct Resolved {
     pub adapter: Option<AdapterRef>,
 }
 
+#[derive(FromRow)]
+struct ModelRecord {
+    id: String,
+    kind: String,
+    base_model: String,
+    job_id: Option<String>,
+    created_at: OffsetDateTime,
+}
+
+impl From<ModelRecord> for ModelRow {
+    fn from(record: ModelRecord) -> Self {
+        let kind = match record.kind.as_str() {
+            "tuned" => ModelKind::Tuned,
+            "checkpoint" => ModelKind::Checkpoint,
+            _ => ModelKind::Base,
+        };
+        Self {
+            id: record.id.into(),
+            kind,
+            base_model: record.base_model.into(),
+            job_id: record.job_id.map(Into::into),
+            created_at: record.created_at,
+        }
+    }
+}
+
+/// All models that the project may use; `$1` is the project, `$2` one id or null.
+const MODELS: &str = "
+    select id, kind, base_model, job_id, created_at from models
+    where project_id = $1 and ($2::text is null or id = $2)
+    union all
+    select id, 'base', id, null, created_at from base_models
+    where (shared or project_id = $1) and ($2::text is null or id = $2)
+    order by created_at desc, id desc";
+
 /// All models of the project, the newest first.
 pub async fn list(db: &Db, project: &Project) -> Result<Vec<ModelRow>> {
-    let _ = (db, project);
-    crate::unwritten()
+    let records: Vec<ModelRecord> = sqlx::query_as(MODELS)
+        .bind(project.id.as_str())
+        .bind(None::<&str>)
+        .fetch_all(&db.pool)
+        .await?;
+    Ok(records.into_iter().map(Into::into).collect())
 }
 
 pub async fn get(db: &Db, project: &Project, id: &ModelId) -> Result<ModelRow> {
-    let _ = (db, project, id);
-    crate::unwritten()
+    let record: Option<ModelRecord> = sqlx::query_as(MODELS)
+        .bind(project.id.as_str())
+        .bind(id.as_str())
+        .fetch_optional(&db.pool)
+        .await?;
+    record.map(Into::into).ok_or(Error::NotFound("model"))
+}
+
+#[derive(FromRow)]
+struct AdapterRecord {
+    project_id: String,
+    base_model: String,
+    job_id: String,
+    checkpoint_id: String,
+    digest: String,
+    files: Json<Vec<ManifestFile>>,
+}
+
+async fn adapter(db: &Db, project: Option<&str>, id: &ModelId) -> Result<Option<AdapterRecord>> {
+    let record = sqlx::query_as(
+        "select project_id, base_model, job_id, checkpoint_id, digest, files from models
+         where id = $1 and ($2::text is null or project_id = $2)",
+    )
+    .bind(id.as_str())
+    .bind(project)
+    .fetch_optional(&db.pool)
+    .await?;
+    Ok(record)
 }
 
 /// What a model consists of. `NotFound` for an unknown one, and for one whose base model is gone.
 pub async fn resolve(db: &Db, project: &Project, id: &ModelId) -> Result<Resolved> {
-    let _ = (db, project, id);
-    crate::unwritten()
+    let Some(record) = adapter(db, Some(project.id.as_str()), id).await? else {
+        let base = base_models::get(db, project, id).await?;
+        return Ok(Resolved { base, adapter: None });
+    };
+    let base = base_models::get(db, project, &record.base_model.into()).await?;
+    let (digest, files) = (record.digest, record.files.0);
+    Ok(Resolved { base, adapter: Some(AdapterRef { model_id: id.clone(), digest, files }) })
 }
 
 /// Where a file of a stored adapter lies; for workers, who serve all projects.
@@ -59,12 +137,55 @@ pub async fn adapter_file_for_workers(
     id: &ModelId,
     name: &str,
 ) -> Result<(BlobKey, ManifestFile)> {
-    let _ = (db, id, name);
-    crate::unwritten()
+    let record = adapter(db, None, id).await?.ok_or(Error::NotFound("model"))?;
+    let file = record.files.iter().find(|file| file.name == name).cloned();
+    let key = BlobKey::CheckpointFile {
+        project: record.project_id.into(),
+        job: record.job_id.into(),
+        checkpoint: record.checkpoint_id.into(),
+        name: name.to_owned(),
+    };
+    Ok((key, file.ok_or(Error::NotFound("file of the model"))?))
 }
 
 /// Deletes a tuned model or a checkpoint's model. A base model is a `Conflict`.
 pub async fn delete(store: &Store, project: &Project, id: &ModelId) -> Result<()> {
-    let _ = (store, project, id);
-    crate::unwritten()
+    let args = (project.clone(), id.clone());
+    store
+        .db
+        .transact(Lane::Api, args, |tx, (project, id)| Box::pin(delete_row(tx, project, id)))
+        .await
+}
+
+async fn delete_row(tx: &mut PgConnection, project: &Project, id: &ModelId) -> Result<()> {
+    let found: Option<(String, String)> = sqlx::query_as(
+        "select job_id, checkpoint_id from models where id = $1 and project_id = $2",
+    )
+    .bind(id.as_str())
+    .bind(project.id.as_str())
+    .fetch_optional(&mut *tx)
+    .await?;
+    let Some((job, checkpoint)) = found else {
+        let base: Option<(String,)> = sqlx::query_as(
+            "select id from base_models where id = $1 and (shared or project_id = $2)",
+        )
+        .bind(id.as_str())
+        .bind(project.id.as_str())
+        .fetch_optional(tx)
+        .await?;
+        let (base,) = base.ok_or(Error::NotFound("model"))?;
+        return Err(Conflict::BaseModel(base).into());
+    };
+    let held: queue::Held =
+        sqlx::query_as(queue::hold!("id = $1")).bind(&job).fetch_one(&mut *tx).await?;
+    if held.status()?.is_terminal() {
+        return queue::discard(tx, &held.id(), &[checkpoint], DELETED_STAY).await;
+    }
+    // The run may still have to resume from this checkpoint: only the name goes.
+    sqlx::query("delete from models where id = $1").bind(id.as_str()).execute(&mut *tx).await?;
+    sqlx::query("update checkpoints set model = null where id = $1")
+        .bind(checkpoint)
+        .execute(tx)
+        .await?;
+    Ok(())
 }

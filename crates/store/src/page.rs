@@ -1,5 +1,7 @@
 //! Pages of a list, in the API's manner: a limit, and the id of the last item already seen.
 
+use sqlx::AssertSqlSafe;
+
 /// One page.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Page<T> {
@@ -28,6 +30,17 @@ impl PageQuery {
     /// The newest `limit` items.
     pub fn newest(limit: u32) -> Self {
         Self { after: None, limit, order: Order::Newest }
+    }
+
+    /// A statement for this page's order: `{after}` becomes the comparison with the cursor's row, `{way}`
+    /// the direction of sorting.
+    pub(crate) fn sql(&self, template: &'static str) -> AssertSqlSafe<String> {
+        let (after, way) = match self.order {
+            Order::Newest => ("<", "desc"),
+            Order::Oldest => (">", "asc"),
+        };
+        // Safe: both the template and what is put into it are our own constants.
+        AssertSqlSafe(template.replace("{after}", after).replace("{way}", way))
     }
 
     /// One more row than asked for tells whether there are more.

@@ -1,25 +1,56 @@
-//! The queue: every change of a job's state.
+//! The queue: every change of a job's state. A job's row is the queue item.
+//!
+//! The rules, each of them also a CHECK, a trigger or a `WHERE`:
+//!
+//! - **A lease** is a fence (a number that grows with every claim, for order) and a token (a secret). Every
+//!   effect of a worker begins by locking the job's row *where fence, token and `running` still hold*;
+//!   if no row is found, the lease is lost and nothing is written. Cancelled, superseded and late workers are
+//!   therefore one code path.
+//! - **Expiry alone takes no lease away**; only [`crate::reaper`] does. A late heartbeat renews.
+//! - **Lock order**: the job's row first, everything else after it.
+//! - **Replays are harmless**: a worker repeats every call until it is answered.
+//! - All times are the database's.
+//!
+//! Validation is in [`validation`], checkpoints in [`checkpoint`], success in [`finish`].
 
+mod checkpoint;
+mod claim;
+mod finish;
+mod validation;
+
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use bytes::Bytes;
-use domain::internal::{
-    BaseModel, BeginCheckpoint, CheckpointManifest, Directive, FinishRun, ManifestFile, ReportBatch,
-};
-use domain::plan::ResolvedHyperparameters;
-use domain::report::{Level, RunFailure};
-use domain::{CheckpointId, FileId, JobId, JobStatus, ModelId};
-use futures::Stream;
+use domain::internal::{Directive, ReportBatch};
+use domain::report::{RunFailure, RunReport};
+use domain::{FileId, JobId, JobStatus};
+use serde_json::{Value, json};
+use sqlx::{FromRow, PgConnection};
 use uuid::Uuid;
 
-use crate::Store;
-use crate::blob::BlobKey;
-use crate::db::Db;
-use crate::error::{Error, Result};
-use crate::files::{FileRow, NewFile, Uploaded};
-use crate::jobs::{JobError, JobRow};
+pub(crate) use checkpoint::discard;
+pub use checkpoint::{
+    begin_checkpoint, commit_checkpoint, leased_checkpoint_file, put_checkpoint_file,
+};
+pub use claim::{ClaimedJob, claim};
+pub use finish::finish;
+pub use validation::{
+    Validation, ValidationClaim, claim_validation, extend_validation, finish_validation,
+    release_validation,
+};
+
+use crate::db::{Db, Lane};
+use crate::error::{Conflict, Error, Result};
+use crate::events;
+use crate::files::{self, FileRow};
+use crate::jobs::{self, JobError, JobRow};
+use crate::messages;
 use crate::projects::Project;
+use crate::text;
+
+/// So many bad ends in a row without a new checkpoint, and the job fails.
+pub(crate) const CRASH_BUDGET: i32 = 5;
 
 /// The right to act on a run. `fence` orders, `token` is the secret.
 #[derive(Clone, PartialEq, Eq)]
@@ -43,198 +74,424 @@ impl fmt::Debug for Lease {
     }
 }
 
-/// A job whose files are to be validated, by the holder of this claim alone.
-#[derive(Debug, Clone)]
-pub struct ValidationClaim {
-    pub job: JobRow,
-    pub training_file: FileRow,
-    pub validation_file: Option<FileRow>,
+/// A job's row, locked by the present transaction.
+#[derive(Debug, Clone, FromRow)]
+pub(crate) struct Held {
+    pub(crate) id: String,
+    pub(crate) project_id: String,
+    pub(crate) status: String,
+    pub(crate) desired: String,
+    pub(crate) base_model: String,
     pub(crate) fence: i64,
+    pub(crate) crashes: i32,
+    pub(crate) committed_step: i64,
+    pub(crate) committed_tokens: i64,
+    pub(crate) reports_seq: i64,
 }
 
-/// What validation found.
-#[derive(Debug, Clone)]
-pub enum Validation {
-    Passed {
-        hyperparameters: ResolvedHyperparameters,
-        /// Shown with the job.
-        dataset: serde_json::Value,
-        /// Things that the user should read; each becomes an event.
-        notes: Vec<(Level, String)>,
-    },
-    Failed {
-        error: JobError,
-        /// Goes into the last event.
-        data: serde_json::Value,
-    },
+/// Selects [`Held`] for update.
+macro_rules! hold {
+    ($condition:literal) => {
+        concat!(
+            "select id, project_id, status, desired, base_model, fence, crashes, committed_step,
+                    committed_tokens, reports_seq
+             from jobs where ",
+            $condition,
+            " for no key update"
+        )
+    };
+}
+pub(crate) use hold;
+
+impl Held {
+    pub(crate) fn id(&self) -> JobId {
+        self.id.as_str().into()
+    }
+
+    pub(crate) fn status(&self) -> Result<JobStatus> {
+        jobs::parse_status(&self.id, &self.status)
+    }
+
+    /// The job of a lease that is still valid; else `LeaseLost`.
+    async fn by_lease(tx: &mut PgConnection, lease: &Lease) -> Result<Self> {
+        let statement = hold!("id = $1 and fence = $2 and lease_token = $3 and status = 'running'");
+        sqlx::query_as(statement)
+            .bind(lease.job_id.as_str())
+            .bind(lease.fence)
+            .bind(lease.token)
+            .fetch_optional(tx)
+            .await?
+            .ok_or(Error::LeaseLost)
+    }
+
+    async fn of_project(tx: &mut PgConnection, project: &Project, id: &JobId) -> Result<Self> {
+        sqlx::query_as(hold!("id = $1 and project_id = $2"))
+            .bind(id.as_str())
+            .bind(project.id.as_str())
+            .fetch_optional(tx)
+            .await?
+            .ok_or(Error::NotFound("job"))
+    }
+
+    /// The status after a bad end: wanted to pause, once too often, or again after a while.
+    pub(crate) fn after_crash(&self) -> JobStatus {
+        match self.crashes + 1 {
+            crashes if crashes >= CRASH_BUDGET => JobStatus::Failed,
+            _ if self.desired == "pause" => JobStatus::Paused,
+            _ => JobStatus::Queued,
+        }
+    }
+
+    /// Five seconds, doubled with every crash in a row, at most five minutes.
+    pub(crate) fn back_off(&self) -> Duration {
+        Duration::from_secs((5 << self.crashes.clamp(0, 10)).min(300))
+    }
 }
 
-/// A run for a worker, with everything that it must stage.
-#[derive(Debug, Clone)]
-pub struct ClaimedJob {
-    pub lease: Lease,
-    pub job: JobRow,
-    pub hyperparameters: ResolvedHyperparameters,
-    pub base_model: BaseModel,
-    pub training_file: FileRow,
-    pub validation_file: Option<FileRow>,
-    pub resume_from: Option<CheckpointManifest>,
+/// A job's next state. Whatever is not said is cleared: no lease, no claim, no result.
+#[derive(Default)]
+pub(crate) struct Change<'a> {
+    pub(crate) crashes: i32,
+    /// Not to be claimed before so long from now.
+    pub(crate) delay: Duration,
+    pub(crate) error: Option<&'a JobError>,
+    pub(crate) model: Option<&'a str>,
+    pub(crate) trained_tokens: Option<i64>,
+    /// The token, when the worker itself ended its lease.
+    pub(crate) ended_lease: Option<Uuid>,
 }
 
-/// Takes the oldest job that waits for validation, for `hold`; after that somebody else may take it. Writes
-/// the event `Validating training file: …` the first time.
-pub async fn claim_validation(db: &Db, hold: Duration) -> Result<Option<ValidationClaim>> {
-    let _ = (db, hold);
-    crate::unwritten()
-}
-
-/// Holds the claim for `hold` from now on. `LeaseLost` when the job was cancelled or taken over.
-pub async fn extend_validation(db: &Db, claim: &ValidationClaim, hold: Duration) -> Result<()> {
-    let _ = (db, claim, hold);
-    crate::unwritten()
-}
-
-/// Gives the claim back unfinished (storage out of reach, shutdown); it may be claimed after `retry_in`.
-pub async fn release_validation(
-    db: &Db,
-    claim: &ValidationClaim,
-    retry_in: Duration,
+/// Moves a held job to `next`. The only statement that takes a job out of a status, but for the claims.
+pub(crate) async fn change(
+    tx: &mut PgConnection,
+    held: &Held,
+    next: JobStatus,
+    change: Change<'_>,
 ) -> Result<()> {
-    let _ = (db, claim, retry_in);
-    crate::unwritten()
+    debug_assert!(held.status()?.may_become(next), "{} → {next}", held.status);
+    let desired = match next {
+        JobStatus::Queued => "run",
+        JobStatus::Paused => "pause",
+        JobStatus::Cancelled => "cancel",
+        _ => held.desired.as_str(),
+    };
+    let changed = sqlx::query(
+        "update jobs set status = $3, desired = $4, crashes = $5,
+             run_after = clock_timestamp() + $6, error_code = $7, fine_tuned_model = $8,
+             trained_tokens = $9, ended_lease = coalesce($10, ended_lease),
+             finished_at = case when $11 then clock_timestamp() end,
+             lease_token = null, lease_until = null, heartbeat_at = null, worker_id = null,
+             validating_until = null
+         where id = $1 and status = $2",
+    )
+    .bind(&held.id)
+    .bind(&held.status)
+    .bind(next.as_str())
+    .bind(desired)
+    .bind(change.crashes)
+    .bind(crate::interval(change.delay))
+    .bind(change.error.map(|error| text::clean(&error.code)))
+    .bind(change.model)
+    .bind(change.trained_tokens)
+    .bind(change.ended_lease)
+    .bind(next.is_terminal())
+    .execute(&mut *tx)
+    .await?
+    .rows_affected();
+    if changed != 1 {
+        return Err(Error::inconsistent("jobs", &held.id, "changed although it was locked"));
+    }
+    if next.is_terminal() {
+        settle(tx, held, next, change.error).await?;
+    }
+    Ok(())
 }
 
-/// `validating_files` → `queued` or `failed`, with events.
-pub async fn finish_validation(
-    db: &Db,
-    claim: &ValidationClaim,
-    validation: Validation,
-) -> Result<JobStatus> {
-    let _ = (db, claim, validation);
-    crate::unwritten()
+/// What belongs to every end: the error, the message to the outside, and no more checkpoints to resume.
+async fn settle(
+    tx: &mut PgConnection,
+    held: &Held,
+    next: JobStatus,
+    error: Option<&JobError>,
+) -> Result<()> {
+    if let Some(error) = error {
+        let error = json!({
+            "code": text::clean(&error.code),
+            "param": error.param.as_deref().map(text::clean),
+            "message": text::clean_message(&error.message),
+        });
+        sqlx::query("update job_details set error = $2 where job_id = $1")
+            .bind(&held.id)
+            .bind(error)
+            .execute(&mut *tx)
+            .await?;
+    }
+    sqlx::query(
+        "insert into outbox (id, project_id, job_id, type, payload) values ($1, $2, $3, $4, $5)",
+    )
+    .bind(format!("evt_{}", Uuid::now_v7().simple()))
+    .bind(&held.project_id)
+    .bind(&held.id)
+    .bind(format!("fine_tuning.job.{next}"))
+    .bind(json!({ "id": held.id }))
+    .execute(&mut *tx)
+    .await?;
+    checkpoint::drop_unneeded(tx, held, checkpoint::Need::NoRun).await
 }
 
-/// `queued` → `running`: the next run for this worker, if there is one.
-pub async fn claim(
-    db: &Db,
-    worker_id: &str,
-    warm_model: Option<&str>,
-    ttl: Duration,
-) -> Result<Option<ClaimedJob>> {
-    let _ = (db, worker_id, warm_model, ttl);
-    crate::unwritten()
+/// A failed job, with its last event.
+pub(crate) async fn fail_held(
+    tx: &mut PgConnection,
+    held: &Held,
+    error: &JobError,
+    data: Value,
+    ended_lease: Option<Uuid>,
+) -> Result<()> {
+    let ending =
+        Change { crashes: held.crashes, error: Some(error), ended_lease, ..Change::default() };
+    change(tx, held, JobStatus::Failed, ending).await?;
+    events::append(tx, &held.id(), &[messages::failed(error, data)]).await
 }
 
 /// Renews the lease, and tells what is wanted of the run. `step` is the engine's counter.
 pub async fn heartbeat(db: &Db, lease: &Lease, ttl: Duration, step: u64) -> Result<Directive> {
-    let _ = (db, lease, ttl, step);
-    crate::unwritten()
+    let desired: Option<(String,)> = sqlx::query_as(
+        "update jobs set lease_until = clock_timestamp() + $4, heartbeat_at = clock_timestamp(),
+             heartbeat_step = $5
+         where id = $1 and fence = $2 and lease_token = $3 and status = 'running'
+         returning desired",
+    )
+    .bind(lease.job_id.as_str())
+    .bind(lease.fence)
+    .bind(lease.token)
+    .bind(crate::interval(ttl))
+    .bind(i64::try_from(step).unwrap_or(i64::MAX))
+    .fetch_optional(&db.lease_pool)
+    .await?;
+    match desired.ok_or(Error::LeaseLost)?.0.as_str() {
+        "pause" => Ok(Directive::Pause),
+        _ => Ok(Directive::Continue),
+    }
 }
 
 /// Turns reports into events and step metrics. Reports that are already recorded are passed over, so a
 /// batch may be sent again; a gap is `Conflict::ReportGap`.
 pub async fn record_reports(db: &Db, lease: &Lease, batch: &ReportBatch) -> Result<()> {
-    let _ = (db, lease, batch);
-    crate::unwritten()
+    let args = (lease.clone(), batch.clone());
+    db.transact(Lane::Lease, args, |tx, (lease, batch)| Box::pin(record(tx, lease, batch))).await
 }
 
-/// Announces a checkpoint and its files. The same announcement again gives the same id.
-pub async fn begin_checkpoint(
-    db: &Db,
-    lease: &Lease,
-    begin: &BeginCheckpoint,
-) -> Result<CheckpointId> {
-    let _ = (db, lease, begin);
-    crate::unwritten()
-}
-
-/// Stores one announced file; `HashMismatch` when size or hash differ from the announcement, and then nothing
-/// is kept. The same file again is harmless.
-pub async fn put_checkpoint_file<E: fmt::Display>(
-    store: &Store,
-    lease: &Lease,
-    checkpoint: &CheckpointId,
-    name: &str,
-    body: impl Stream<Item = Result<Bytes, E>> + Send + Unpin,
-) -> Result<()> {
-    let _ = (store, lease, checkpoint, name, body);
-    crate::unwritten()
-}
-
-/// Makes a checkpoint count, once every announced file is stored: progress, usage, and for the end of an
-/// epoch a model and an event. Again is harmless.
-pub async fn commit_checkpoint(
-    store: &Store,
-    lease: &Lease,
-    checkpoint: &CheckpointId,
-) -> Result<()> {
-    let _ = (store, lease, checkpoint);
-    crate::unwritten()
-}
-
-/// `running` → `succeeded`: the committed final checkpoint becomes the tuned model, the result files
-/// become visible. A repeated call gives the first result; its result files are dropped.
-pub async fn finish(
-    db: &Db,
-    lease: &Lease,
-    finish: &FinishRun,
-    results: Vec<(Uploaded, NewFile)>,
-) -> Result<ModelId> {
-    let _ = (db, lease, finish, results);
-    crate::unwritten()
+async fn record(tx: &mut PgConnection, lease: &Lease, batch: &ReportBatch) -> Result<()> {
+    let held = Held::by_lease(tx, lease).await?;
+    let expected = held.reports_seq.unsigned_abs();
+    let Some(known) = expected.checked_sub(batch.first_seq) else {
+        return Err(Conflict::ReportGap { expected, got: batch.first_seq }.into());
+    };
+    let new = batch.reports.get(known as usize..).unwrap_or_default();
+    if new.is_empty() {
+        return Ok(());
+    }
+    let mut steps = BTreeMap::new();
+    for report in new {
+        if let RunReport::Step(metrics) = report {
+            steps.insert(metrics.step, metrics);
+        }
+    }
+    let started = new.iter().any(|report| matches!(report, RunReport::Started(_)));
+    sqlx::query(
+        "update jobs set reports_seq = reports_seq + $2,
+             started_at = case when $3 then coalesce(started_at, clock_timestamp())
+                          else started_at end
+         where id = $1",
+    )
+    .bind(&held.id)
+    .bind(new.len() as i64)
+    .bind(started)
+    .execute(&mut *tx)
+    .await?;
+    events::record_steps(tx, &lease.job_id, &steps).await?;
+    let new: Vec<_> = new.iter().map(messages::report).collect();
+    events::append(tx, &lease.job_id, &new).await
 }
 
 /// `running` → `failed`, or → `queued` when another attempt may succeed and the budget of five crashes
 /// without progress is not used up. A repeated call is harmless.
 pub async fn fail(db: &Db, lease: &Lease, failure: &RunFailure) -> Result<JobStatus> {
-    let _ = (db, lease, failure);
-    crate::unwritten()
+    let args = (lease.clone(), failure.clone());
+    db.transact(Lane::Lease, args, |tx, (lease, failure)| Box::pin(fail_run(tx, lease, failure)))
+        .await
+}
+
+async fn fail_run(tx: &mut PgConnection, lease: &Lease, failure: &RunFailure) -> Result<JobStatus> {
+    let held = match Held::by_lease(tx, lease).await {
+        Err(Error::LeaseLost) => return ended_by(tx, lease).await,
+        other => other?,
+    };
+    let next = if failure.retryable { held.after_crash() } else { JobStatus::Failed };
+    let ended_lease = Some(lease.token);
+    if next == JobStatus::Failed {
+        let RunFailure { code, param, message, .. } = failure.clone();
+        let error = JobError { code, param, message };
+        fail_held(tx, &held, &error, Value::Null, ended_lease).await?;
+        return Ok(next);
+    }
+    let (crashes, delay) = (held.crashes + 1, held.back_off());
+    change(tx, &held, next, Change { crashes, delay, ended_lease, ..Change::default() }).await?;
+    events::append(tx, &lease.job_id, &[messages::retrying(failure)]).await?;
+    Ok(next)
 }
 
 /// `running` → `queued` (drain), or → `paused` when that is wanted. Counts as no crash. A repeated call is
 /// harmless.
 pub async fn release(db: &Db, lease: &Lease) -> Result<JobStatus> {
-    let _ = (db, lease);
-    crate::unwritten()
+    db.transact(Lane::Lease, lease.clone(), |tx, lease| Box::pin(release_run(tx, lease))).await
+}
+
+async fn release_run(tx: &mut PgConnection, lease: &Lease) -> Result<JobStatus> {
+    let held = match Held::by_lease(tx, lease).await {
+        Err(Error::LeaseLost) => return ended_by(tx, lease).await,
+        other => other?,
+    };
+    let (next, event) = match held.desired.as_str() {
+        "pause" => (JobStatus::Paused, messages::paused()),
+        _ => (JobStatus::Queued, messages::released()),
+    };
+    let ending =
+        Change { crashes: held.crashes, ended_lease: Some(lease.token), ..Change::default() };
+    change(tx, &held, next, ending).await?;
+    events::append(tx, &lease.job_id, &[event]).await?;
+    Ok(next)
+}
+
+/// The present status of a job whose last lease was ended by its worker with this very token.
+async fn ended_by(tx: &mut PgConnection, lease: &Lease) -> Result<JobStatus> {
+    let status: Option<(String,)> =
+        sqlx::query_as("select status from jobs where id = $1 and fence = $2 and ended_lease = $3")
+            .bind(lease.job_id.as_str())
+            .bind(lease.fence)
+            .bind(lease.token)
+            .fetch_optional(tx)
+            .await?;
+    jobs::parse_status(lease.job_id.as_str(), &status.ok_or(Error::LeaseLost)?.0)
 }
 
 /// The leased job; for calls that read on its behalf.
 pub async fn leased_job(db: &Db, lease: &Lease) -> Result<JobRow> {
-    let _ = (db, lease);
-    crate::unwritten()
+    db.transact(Lane::Lease, lease.clone(), |tx, lease| {
+        Box::pin(async move {
+            Held::by_lease(tx, lease).await?;
+            jobs::load(tx, &lease.job_id).await
+        })
+    })
+    .await
 }
 
 /// A training or validation file of the leased job.
 pub async fn leased_file(db: &Db, lease: &Lease, file: &FileId) -> Result<FileRow> {
-    let _ = (db, lease, file);
-    crate::unwritten()
-}
-
-/// A file of a committed checkpoint of the leased job.
-pub async fn leased_checkpoint_file(
-    db: &Db,
-    lease: &Lease,
-    checkpoint: &CheckpointId,
-    name: &str,
-) -> Result<(BlobKey, ManifestFile)> {
-    let _ = (db, lease, checkpoint, name);
-    crate::unwritten()
+    let args = (lease.clone(), file.clone());
+    db.transact(Lane::Lease, args, |tx, (lease, file)| {
+        Box::pin(async move {
+            let held = Held::by_lease(tx, lease).await?;
+            let job = jobs::load(tx, &lease.job_id).await?;
+            if job.training_file != *file && job.validation_file.as_ref() != Some(file) {
+                return Err(Error::NotFound("file"));
+            }
+            files::of_job(tx, &held.project_id, file.as_str()).await
+        })
+    })
+    .await
 }
 
 /// Any status that is not terminal → `cancelled`, at once: the lease is void.
 pub async fn cancel(db: &Db, project: &Project, id: &JobId) -> Result<JobRow> {
-    let _ = (db, project, id);
-    crate::unwritten()
+    let args = (project.clone(), id.clone());
+    db.transact(Lane::Api, args, |tx, (project, id)| {
+        Box::pin(async move {
+            let held = held_alive(tx, project, id).await?;
+            let ending = Change { crashes: held.crashes, ..Change::default() };
+            change(tx, &held, JobStatus::Cancelled, ending).await?;
+            events::append(tx, id, &[messages::cancelled()]).await?;
+            jobs::load(tx, id).await
+        })
+    })
+    .await
 }
 
 /// `queued` → `paused` at once; a running job is asked to write a checkpoint and stop.
 pub async fn pause(db: &Db, project: &Project, id: &JobId) -> Result<JobRow> {
-    let _ = (db, project, id);
-    crate::unwritten()
+    let args = (project.clone(), id.clone());
+    db.transact(Lane::Api, args, |tx, (project, id)| {
+        Box::pin(async move {
+            let held = held_alive(tx, project, id).await?;
+            let event = match held.status()? {
+                JobStatus::Queued => {
+                    let ending = Change { crashes: held.crashes, ..Change::default() };
+                    change(tx, &held, JobStatus::Paused, ending).await?;
+                    Some(messages::paused())
+                }
+                JobStatus::Running if held.desired == "run" => {
+                    set_desired(tx, &held, "pause").await?;
+                    Some(messages::pausing())
+                }
+                JobStatus::Running | JobStatus::Paused => None,
+                status => {
+                    return Err(
+                        Conflict::JobState { job: id.clone(), status, wanted: "paused" }.into()
+                    );
+                }
+            };
+            events::append(tx, id, event.as_slice()).await?;
+            jobs::load(tx, id).await
+        })
+    })
+    .await
 }
 
 /// `paused` → `queued`; takes back the request to pause of a running job.
 pub async fn resume(db: &Db, project: &Project, id: &JobId) -> Result<JobRow> {
-    let _ = (db, project, id);
-    crate::unwritten()
+    let args = (project.clone(), id.clone());
+    db.transact(Lane::Api, args, |tx, (project, id)| {
+        Box::pin(async move {
+            let held = held_alive(tx, project, id).await?;
+            let event = match held.status()? {
+                JobStatus::Paused => {
+                    let ending = Change { crashes: held.crashes, ..Change::default() };
+                    change(tx, &held, JobStatus::Queued, ending).await?;
+                    Some(messages::resumed())
+                }
+                JobStatus::Running if held.desired == "pause" => {
+                    set_desired(tx, &held, "run").await?;
+                    Some(messages::pause_withdrawn())
+                }
+                JobStatus::Running | JobStatus::Queued => None,
+                status => {
+                    return Err(
+                        Conflict::JobState { job: id.clone(), status, wanted: "resumed" }.into()
+                    );
+                }
+            };
+            events::append(tx, id, event.as_slice()).await?;
+            jobs::load(tx, id).await
+        })
+    })
+    .await
+}
+
+async fn held_alive(tx: &mut PgConnection, project: &Project, id: &JobId) -> Result<Held> {
+    let held = Held::of_project(tx, project, id).await?;
+    match held.status()? {
+        status if status.is_terminal() => {
+            Err(Conflict::JobEnded { job: id.clone(), status }.into())
+        }
+        _ => Ok(held),
+    }
+}
+
+async fn set_desired(tx: &mut PgConnection, held: &Held, desired: &str) -> Result<()> {
+    sqlx::query("update jobs set desired = $2 where id = $1 and status = 'running'")
+        .bind(&held.id)
+        .bind(desired)
+        .execute(tx)
+        .await?;
+    Ok(())
 }

@@ -1,0 +1,450 @@
+//! Checkpoints: announced, uploaded file by file, committed. Only the commit makes one exist, and it is the only
+//! truth about which is the latest: nothing is found by listing blobs.
+//!
+//! Kept are the last three of epochs, which are models, and the newest of all, to resume from.
+
+use std::fmt;
+use std::time::Duration;
+
+use bytes::Bytes;
+use domain::internal::{BeginCheckpoint, ManifestFile};
+use domain::report::{CheckpointKind, StepMetrics};
+use domain::{CheckpointId, JobId, ModelId};
+use futures::Stream;
+use sqlx::types::Json;
+use sqlx::{FromRow, PgConnection};
+
+use super::{Held, Lease};
+use crate::Store;
+use crate::base_models::manifest_digest;
+use crate::blob::{BlobKey, Expected, is_plain_name};
+use crate::db::{Db, Lane};
+use crate::error::{Conflict, Error, Result};
+use crate::events;
+use crate::garbage;
+use crate::messages;
+
+/// Checkpoints of epochs that are kept, the final one included.
+const VISIBLE: i64 = 3;
+/// Files of one checkpoint.
+const FILES_LIMIT: usize = 64;
+/// Somebody may be reading a superseded checkpoint, or still writing an abandoned one.
+const SUPERSEDED_STAY: Duration = Duration::from_secs(600);
+const ABANDONED_STAY: Duration = Duration::from_secs(3600);
+
+/// A row of `checkpoints`.
+#[derive(Debug, Clone, FromRow)]
+pub(super) struct Record {
+    pub(super) id: String,
+    project_id: String,
+    pub(super) job_id: String,
+    pub(super) step: i64,
+    pub(super) kind: String,
+    pub(super) state: String,
+    pub(super) files: Json<Vec<ManifestFile>>,
+    pub(super) trained_tokens: i64,
+}
+
+impl Record {
+    fn blob_key(&self, name: &str) -> BlobKey {
+        BlobKey::CheckpointFile {
+            project: self.project_id.as_str().into(),
+            job: self.job_id.as_str().into(),
+            checkpoint: self.id.as_str().into(),
+            name: name.to_owned(),
+        }
+    }
+
+    fn file(&self, name: &str) -> Result<&ManifestFile> {
+        let file = self.files.iter().find(|file| file.name == name);
+        file.ok_or(Error::NotFound("file of the checkpoint"))
+    }
+
+    pub(super) async fn of_job(
+        tx: &mut PgConnection,
+        job: &str,
+        id: &CheckpointId,
+    ) -> Result<Self> {
+        sqlx::query_as(
+            "select id, project_id, job_id, step, kind, state, files, trained_tokens
+             from checkpoints where id = $1 and job_id = $2",
+        )
+        .bind(id.as_str())
+        .bind(job)
+        .fetch_optional(tx)
+        .await?
+        .ok_or(Error::NotFound("checkpoint"))
+    }
+}
+
+/// Announces a checkpoint and its files. The same announcement again gives the same id.
+pub async fn begin_checkpoint(
+    db: &Db,
+    lease: &Lease,
+    begin: &BeginCheckpoint,
+) -> Result<CheckpointId> {
+    let names = begin.files.iter().map(|file| file.name.as_str());
+    let distinct: std::collections::BTreeSet<_> = names.clone().collect();
+    let sound = distinct.len() == begin.files.len()
+        && (1..=FILES_LIMIT).contains(&begin.files.len())
+        && names.clone().all(is_plain_name);
+    if !sound {
+        let names: Vec<_> = names.collect();
+        let problem = format!("a checkpoint needs distinct plain file names, got {names:?}");
+        return Err(Conflict::Checkpoint(problem).into());
+    }
+    let args = (lease.clone(), begin.clone());
+    db.transact(Lane::Lease, args, |tx, (lease, begin)| Box::pin(announce(tx, lease, begin))).await
+}
+
+async fn announce(
+    tx: &mut PgConnection,
+    lease: &Lease,
+    begin: &BeginCheckpoint,
+) -> Result<CheckpointId> {
+    let held = Held::by_lease(tx, lease).await?;
+    let same: Option<(String,)> = sqlx::query_as(
+        "select id from checkpoints
+         where job_id = $1 and fence = $2 and step = $3 and kind = $4 and files = $5
+           and state in ('writing', 'committed')",
+    )
+    .bind(&held.id)
+    .bind(held.fence)
+    .bind(begin.step as i64)
+    .bind(begin.kind.as_str())
+    .bind(Json(&begin.files))
+    .fetch_optional(&mut *tx)
+    .await?;
+    if let Some((id,)) = same {
+        return Ok(id.into());
+    }
+    let id = CheckpointId::new();
+    sqlx::query(
+        "insert into checkpoints (id, project_id, job_id, step, kind, fence, prefix, files,
+                                  manifest_sha256, trained_tokens, metrics)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+    )
+    .bind(id.as_str())
+    .bind(&held.project_id)
+    .bind(&held.id)
+    .bind(begin.step as i64)
+    .bind(begin.kind.as_str())
+    .bind(held.fence)
+    .bind(format!("projects/{}/jobs/{}/checkpoints/{id}", held.project_id, held.id))
+    .bind(Json(&begin.files))
+    .bind(manifest_digest(&begin.files))
+    .bind(begin.trained_tokens as i64)
+    .bind(Json::<&StepMetrics>(&begin.metrics))
+    .execute(tx)
+    .await?;
+    Ok(id)
+}
+
+/// Stores one announced file; `HashMismatch` when size or hash differ from the announcement, and then nothing
+/// is kept. The same file again is harmless.
+pub async fn put_checkpoint_file<E: fmt::Display>(
+    store: &Store,
+    lease: &Lease,
+    checkpoint: &CheckpointId,
+    name: &str,
+    body: impl Stream<Item = Result<Bytes, E>> + Send + Unpin,
+) -> Result<()> {
+    let record = leased(&store.db, lease, checkpoint).await?;
+    let file = record.file(name)?;
+    let key = record.blob_key(name);
+    if record.state == "committed" {
+        return Ok(());
+    }
+    let expected = Expected { bytes: file.bytes, sha256: file.sha256.clone() };
+    store.blobs.put_stream(&key, body, file.bytes, Some(&expected)).await?;
+    // The lease may have been lost meanwhile, and the blobs of the checkpoint with it.
+    match leased(&store.db, lease, checkpoint).await {
+        Err(Error::LeaseLost) => {
+            store.blobs.delete(&key).await?;
+            Err(Error::LeaseLost)
+        }
+        other => other.map(|_| ()),
+    }
+}
+
+/// A checkpoint of the leased job, written under this very lease.
+async fn leased(db: &Db, lease: &Lease, checkpoint: &CheckpointId) -> Result<Record> {
+    let args = (lease.clone(), checkpoint.clone());
+    db.transact(Lane::Lease, args, |tx, (lease, checkpoint)| {
+        Box::pin(async move {
+            let held = Held::by_lease(tx, lease).await?;
+            writable(tx, &held, checkpoint).await
+        })
+    })
+    .await
+}
+
+async fn writable(tx: &mut PgConnection, held: &Held, id: &CheckpointId) -> Result<Record> {
+    let record: Option<Record> = sqlx::query_as(
+        "select id, project_id, job_id, step, kind, state, files, trained_tokens from checkpoints
+         where id = $1 and job_id = $2 and fence = $3 and state in ('writing', 'committed')",
+    )
+    .bind(id.as_str())
+    .bind(&held.id)
+    .bind(held.fence)
+    .fetch_optional(tx)
+    .await?;
+    record.ok_or(Error::NotFound("checkpoint"))
+}
+
+/// A file of a committed checkpoint of the leased job.
+pub async fn leased_checkpoint_file(
+    db: &Db,
+    lease: &Lease,
+    checkpoint: &CheckpointId,
+    name: &str,
+) -> Result<(BlobKey, ManifestFile)> {
+    let args = (lease.clone(), checkpoint.clone());
+    let record = db
+        .transact(Lane::Lease, args, |tx, (lease, checkpoint)| {
+            Box::pin(async move {
+                let held = Held::by_lease(tx, lease).await?;
+                let record = Record::of_job(tx, &held.id, checkpoint).await?;
+                match record.state.as_str() {
+                    "committed" => Ok(record),
+                    _ => Err(Error::NotFound("checkpoint")),
+                }
+            })
+        })
+        .await?;
+    Ok((record.blob_key(name), record.file(name)?.clone()))
+}
+
+/// Makes a checkpoint count, once every announced file is stored: progress, usage, and for the end of an
+/// epoch a model and an event. Again is harmless.
+pub async fn commit_checkpoint(
+    store: &Store,
+    lease: &Lease,
+    checkpoint: &CheckpointId,
+) -> Result<()> {
+    let record = leased(&store.db, lease, checkpoint).await?;
+    if record.state == "committed" {
+        return Ok(());
+    }
+    for file in record.files.iter() {
+        if store.blobs.head(&record.blob_key(&file.name)).await? != Some(file.bytes) {
+            let problem = format!("file {} of checkpoint {checkpoint} is not stored", file.name);
+            return Err(Conflict::Checkpoint(problem).into());
+        }
+    }
+    let args = (lease.clone(), checkpoint.clone());
+    store.db.transact(Lane::Lease, args, |tx, (lease, id)| Box::pin(commit(tx, lease, id))).await
+}
+
+async fn commit(tx: &mut PgConnection, lease: &Lease, id: &CheckpointId) -> Result<()> {
+    let held = Held::by_lease(tx, lease).await?;
+    let record = writable(tx, &held, id).await?;
+    if record.state == "committed" {
+        return Ok(());
+    }
+    sqlx::query(
+        "update checkpoints set state = 'committed', committed_at = clock_timestamp()
+         where id = $1 and state = 'writing'",
+    )
+    .bind(&record.id)
+    .execute(&mut *tx)
+    .await?;
+    if record.step > held.committed_step {
+        advance(tx, &held, &record).await?;
+    }
+    if record.kind == CheckpointKind::Epoch.as_str() {
+        let model = ModelId::checkpoint(
+            &held.base_model,
+            &organization_slug(tx, &held.project_id).await?,
+            suffix(tx, &held.id).await?.as_deref(),
+            record.step.unsigned_abs(),
+        );
+        insert_model(tx, &held, &record, &model, "checkpoint").await?;
+        let event = messages::checkpoint(record.step.unsigned_abs(), &model);
+        events::append(tx, &lease.job_id, &[event]).await?;
+    }
+    drop_unneeded(tx, &held, Need::Superseded).await
+}
+
+/// Progress: the crash budget is full again, and the tokens since the last progress are billed.
+async fn advance(tx: &mut PgConnection, held: &Held, record: &Record) -> Result<()> {
+    let tokens = record.trained_tokens - held.committed_tokens;
+    if tokens < 0 {
+        let (id, before) = (&record.id, held.committed_tokens);
+        let problem = format!("checkpoint {id} has fewer trained tokens than {before} before it");
+        return Err(Conflict::Checkpoint(problem).into());
+    }
+    sqlx::query(
+        "update jobs set committed_step = $2, committed_tokens = $3, crashes = 0 where id = $1",
+    )
+    .bind(&held.id)
+    .bind(record.step)
+    .bind(record.trained_tokens)
+    .execute(&mut *tx)
+    .await?;
+    sqlx::query(
+        "insert into usage (job_id, project_id, fence, from_step, to_step, tokens)
+         values ($1, $2, $3, $4, $5, $6)",
+    )
+    .bind(&held.id)
+    .bind(&held.project_id)
+    .bind(held.fence)
+    .bind(held.committed_step)
+    .bind(record.step)
+    .bind(tokens)
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// A checkpoint becomes a model that can answer: its adapter's files.
+pub(super) async fn insert_model(
+    tx: &mut PgConnection,
+    held: &Held,
+    record: &Record,
+    model: &ModelId,
+    kind: &str,
+) -> Result<()> {
+    let adapter: Vec<&ManifestFile> =
+        record.files.iter().filter(|file| file.name.starts_with("adapter_")).collect();
+    for name in ["adapter_model.safetensors", "adapter_config.json"] {
+        if !adapter.iter().any(|file| file.name == name) {
+            let problem = format!("checkpoint {} has no file {name}", record.id);
+            return Err(Conflict::Checkpoint(problem).into());
+        }
+    }
+    let adapter: Vec<ManifestFile> = adapter.into_iter().cloned().collect();
+    sqlx::query(
+        "insert into models (id, project_id, kind, base_model, job_id, checkpoint_id, digest, files)
+         values ($1, $2, $3, $4, $5, $6, $7, $8)",
+    )
+    .bind(model.as_str())
+    .bind(&held.project_id)
+    .bind(kind)
+    .bind(&held.base_model)
+    .bind(&held.id)
+    .bind(&record.id)
+    .bind(manifest_digest(&adapter))
+    .bind(Json(adapter))
+    .execute(&mut *tx)
+    .await?;
+    sqlx::query("update checkpoints set model = $2 where id = $1")
+        .bind(&record.id)
+        .bind(model.as_str())
+        .execute(tx)
+        .await?;
+    Ok(())
+}
+
+pub(super) async fn organization_slug(tx: &mut PgConnection, project: &str) -> Result<String> {
+    let (slug,): (String,) = sqlx::query_as(
+        "select o.slug from organizations o join projects p on p.organization_id = o.id
+         where p.id = $1",
+    )
+    .bind(project)
+    .fetch_one(tx)
+    .await?;
+    Ok(slug)
+}
+
+pub(super) async fn suffix(tx: &mut PgConnection, job: &str) -> Result<Option<String>> {
+    let (suffix,): (Option<String>,) =
+        sqlx::query_as("select suffix from job_details where job_id = $1")
+            .bind(job)
+            .fetch_one(tx)
+            .await?;
+    Ok(suffix)
+}
+
+/// Which checkpoints a change has made unnecessary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Need {
+    /// A newer one is committed.
+    Superseded,
+    /// An earlier lease's unfinished ones never will be.
+    NewLease,
+    /// The job has ended: no unfinished ones, none that serve only to resume, and none of an epoch that the
+    /// final one repeats.
+    NoRun,
+}
+
+/// Gives checkpoints that are not needed any more over to removal, with their models.
+pub(super) async fn drop_unneeded(tx: &mut PgConnection, held: &Held, need: Need) -> Result<()> {
+    let (statement, stay) = match need {
+        Need::Superseded => (
+            "select id from checkpoints c where job_id = $1 and state = 'committed' and (
+                 (kind = 'resume' and id <> (
+                     select id from checkpoints where job_id = $1 and state = 'committed'
+                     order by step desc, committed_at desc limit 1))
+                 or (kind = 'epoch' and id not in (
+                     select id from checkpoints
+                     where job_id = $1 and state = 'committed' and kind = 'epoch'
+                     order by step desc, committed_at desc limit $3))
+                 or (kind = 'epoch' and exists (
+                     select 1 from checkpoints n where n.job_id = $1 and n.state = 'committed'
+                     and n.kind = 'epoch' and n.step = c.step and n.committed_at > c.committed_at)))
+             and $2::bigint is not null",
+            SUPERSEDED_STAY,
+        ),
+        Need::NewLease => (
+            "select id from checkpoints where job_id = $1 and state = 'writing' and fence < $2
+             and $3::bigint is not null",
+            ABANDONED_STAY,
+        ),
+        Need::NoRun => (
+            "select c.id from checkpoints c where job_id = $1 and (
+                 state = 'writing'
+                 or (state = 'committed' and kind = 'resume')
+                 or (state = 'committed' and kind = 'final' and model is null)
+                 or (state = 'committed' and kind = 'epoch' and exists (
+                     select 1 from checkpoints f
+                     where f.job_id = $1 and f.kind = 'final' and f.model is not null
+                     and (f.step = c.step or c.id not in (
+                         select id from checkpoints
+                         where job_id = $1 and state = 'committed' and kind = 'epoch'
+                           and step < f.step
+                         order by step desc, committed_at desc limit $3 - 1)))))
+             and $2::bigint is not null",
+            ABANDONED_STAY,
+        ),
+    };
+    let ids: Vec<(String,)> = sqlx::query_as(statement)
+        .bind(&held.id)
+        .bind(held.fence)
+        .bind(VISIBLE)
+        .fetch_all(&mut *tx)
+        .await?;
+    let ids: Vec<String> = ids.into_iter().map(|(id,)| id).collect();
+    discard(tx, &held.id(), &ids, stay).await
+}
+
+/// Marks checkpoints as garbage, and their blobs for removal in `stay` from now.
+pub(crate) async fn discard(
+    tx: &mut PgConnection,
+    job: &JobId,
+    ids: &[String],
+    stay: Duration,
+) -> Result<()> {
+    if ids.is_empty() {
+        return Ok(());
+    }
+    sqlx::query("delete from models where checkpoint_id = any($1)")
+        .bind(ids)
+        .execute(&mut *tx)
+        .await?;
+    let gone: Vec<Record> = sqlx::query_as(
+        "update checkpoints set state = 'garbage', model = null
+         where id = any($1) and job_id = $2 and state <> 'garbage'
+         returning id, project_id, job_id, step, kind, state, files, trained_tokens",
+    )
+    .bind(ids)
+    .bind(job.as_str())
+    .fetch_all(&mut *tx)
+    .await?;
+    for record in gone {
+        let paths: Vec<String> =
+            record.files.iter().map(|file| record.blob_key(&file.name).path()).collect();
+        garbage::add(tx, &record.project_id, &paths, "superseded", stay).await?;
+    }
+    Ok(())
+}
