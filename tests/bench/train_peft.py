@@ -1,0 +1,115 @@
+"""The other side of `train.py`: transformers' Trainer with peft, padding collator, fp32. One JSON argument."""
+
+import json
+import resource
+import sys
+import time
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch.utils.data import SequentialSampler
+from transformers import (
+    AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainerCallback,
+    TrainingArguments,
+)
+
+MASK = (1 << 64) - 1
+
+
+def split_mix(state):
+    """One output of SplitMix64 and the next state."""
+    state = (state + 0x9E3779B97F4A7C15) & MASK
+    z = state
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
+    return z ^ (z >> 31), state
+
+
+def order(length, seed):
+    """The engine's order of the first epoch, so that both sides see the same batches."""
+    state, _ = split_mix(seed)
+    rows = list(range(length))
+    for last in range(length - 1, 0, -1):
+        bound = last + 1
+        while True:
+            number, state = split_mix(state)
+            product = number * bound
+            if product & MASK >= bound or product & MASK >= (1 << 64) % bound:
+                break
+        other = product >> 64
+        rows[last], rows[other] = rows[other], rows[last]
+    return rows
+
+
+def encode(tokenizer, messages, limit):
+    """Ids of the chat template; labels on assistant text and its end-of-turn token."""
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    ids, labels = [], []
+    for index, message in enumerate(messages):
+        upto = tokenizer.apply_chat_template(messages[: index + 1], tokenize=True, return_dict=False)
+        if message["role"] == "assistant":
+            head = tokenizer.apply_chat_template(
+                messages[:index], tokenize=True, add_generation_prompt=True, return_dict=False
+            )
+            tail = upto[len(head):]
+            stop = len(tail) - 1 - tail[::-1].index(end) + 1
+            ids, labels = list(upto), labels + [-100] * (len(head) - len(labels))
+            labels += tail[:stop] + [-100] * (len(tail) - stop)
+    return {"input_ids": ids[:limit], "labels": labels[:limit], "attention_mask": [1] * min(len(ids), limit)}
+
+
+class InOrder(Trainer):
+    def _get_train_sampler(self, *_):
+        return SequentialSampler(self.train_dataset)
+
+
+class Clock(TrainerCallback):
+    def __init__(self):
+        self.losses, self.started_at, self.ended_at = [], None, None
+
+    def on_step_begin(self, *_, **__):
+        self.started_at = self.started_at or time.time()
+
+    def on_step_end(self, *_, **__):
+        self.ended_at = time.time()
+
+    def on_log(self, _, __, ___, logs=None, **____):
+        if logs and "loss" in logs:
+            self.losses.append(logs["loss"])
+
+
+def main():
+    o = json.loads(sys.argv[1])
+    torch.set_num_threads(o["threads"])
+    torch.manual_seed(o["seed"])
+    tokenizer = AutoTokenizer.from_pretrained(o["model"])
+    model = AutoModelForCausalLM.from_pretrained(o["model"], dtype=torch.float32)
+    model = get_peft_model(model, LoraConfig(
+        r=o["rank"], lora_alpha=2 * o["rank"], lora_dropout=0.0, task_type="CAUSAL_LM",
+        target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    ))
+    rows = [json.loads(line)["messages"] for line in open(o["rows"], encoding="utf-8")]
+    examples = [encode(tokenizer, rows[i], o["max_seq_len"]) for i in order(len(rows), o["seed"])]
+    clock = Clock()
+    settings = TrainingArguments(
+        output_dir=o["result"] + ".out", per_device_train_batch_size=o["batch_size"],
+        num_train_epochs=1, learning_rate=o["learning_rate"], lr_scheduler_type="linear",
+        warmup_steps=0, weight_decay=0.0, max_grad_norm=1.0, logging_steps=1, save_strategy="no",
+        report_to=[], use_cpu=True, disable_tqdm=True, seed=o["seed"], dataloader_pin_memory=False,
+    )
+    collator = DataCollatorForSeq2Seq(tokenizer, padding=True, label_pad_token_id=-100)
+    InOrder(
+        model=model, args=settings, train_dataset=examples, data_collator=collator, callbacks=[clock]
+    ).train()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    json.dump({
+        "seconds": clock.ended_at - clock.started_at, "started_at": clock.started_at,
+        "tokens": sum(len(e["input_ids"]) for e in examples),
+        # The first token of a row predicts nothing.
+        "targets": sum(sum(label >= 0 for label in e["labels"][1:]) for e in examples),
+        "losses": clock.losses, "peak_mib": peak,
+    }, open(o["result"], "w"))
+
+
+if __name__ == "__main__":
+    main()
