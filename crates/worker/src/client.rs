@@ -1,7 +1,7 @@
 //! The internal API, typed: one function per call of `domain::internal`'s table.
 //!
-//! Each function makes one attempt and says in its error whether another one is sensible. Retrying is the
-//! caller's, because only the caller knows what to do in the meantime.
+//! Each function makes one attempt and says in its error whether another one is sensible. Retrying
+//! is the caller's, because only the caller knows what to do in the meantime.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -34,7 +34,8 @@ pub enum CallError {
     Refused { call: String, status: u16, code: String, message: String },
 }
 
-/// A connection to the servers. A clone shares the connections, and calls the server that answered last.
+/// A connection to the servers. A clone shares the connections, and calls the server that answered
+/// last.
 #[derive(Debug, Clone)]
 pub struct Client {
     http: reqwest::Client,

@@ -34,9 +34,13 @@ pub struct Config {
     /// How long a shutdown may take to checkpoint and release runs. Below the pod's grace period.
     #[serde(with = "humantime_serde")]
     pub drain_budget: Duration,
-    /// How long a claim may wait at the server, at most 30 s.
+    /// How long a claim may wait at the server, 1–30 s.
     #[serde(with = "humantime_serde")]
     pub claim_wait: Duration,
+    /// The same for a chat request; short, so that a base model imported just now is soon asked
+    /// for.
+    #[serde(with = "humantime_serde")]
+    pub chat_wait: Duration,
     /// How long an engine may be silent in a run, or ten median steps if that is longer.
     #[serde(with = "humantime_serde")]
     pub stall_limit: Duration,
@@ -77,6 +81,7 @@ impl Default for Config {
             cached_adapters: 256,
             drain_budget: Duration::from_secs(150),
             claim_wait: Duration::from_secs(20),
+            chat_wait: Duration::from_secs(10),
             stall_limit: Duration::from_secs(15 * 60),
             unreachable_limit: Duration::from_secs(15 * 60),
             engine_start_limit: Duration::from_secs(10 * 60),

@@ -1,7 +1,7 @@
 //! Which devices this worker drives.
 //!
-//! A look at device files, not at a driver: the worker links no CUDA. The engine says at its start whether
-//! it can really use its device.
+//! A look at device files, not at a driver: the worker links no CUDA. The engine says at its start
+//! whether it can really use its device.
 
 use std::path::Path;
 

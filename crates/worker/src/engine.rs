@@ -1,9 +1,9 @@
 //! The engine of one slot: at most one process, with one base model loaded, used by a run and by
 //! generations at the same time.
 //!
-//! Whoever wants another base model waits until nobody uses the loaded one; a run claims it first. The
-//! engine is started when it is wanted and started again when it has died; how often that is worth
-//! trying is the user's question.
+//! Whoever wants another base model waits until nobody uses the loaded one; a run claims it first.
+//! The engine is started when it is wanted and started again when it has died; how often that is
+//! worth trying is the user's question.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -106,7 +106,9 @@ impl EngineHost {
             engine.stop().await;
         }
         let (limit, grace) = (self.start_limit, self.grace);
-        *loaded = Some(Engine::start(&self.launch, base, dir, limit, grace).await?);
+        let started = Engine::start(&self.launch, base, dir, limit, grace).await;
+        let failed = |error: &EngineError| tracing::error!(model = %base.id, "{error}");
+        *loaded = Some(started.inspect_err(failed)?);
         Ok(())
     }
 }

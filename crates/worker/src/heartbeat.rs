@@ -1,8 +1,8 @@
-//! The heartbeat of a run, from a task of its own: it goes on while files are staged, checkpoints are
-//! uploaded and an engine computes, and it brings the server's wishes back.
+//! The heartbeat of a run, from a task of its own: it goes on while files are staged, checkpoints
+//! are uploaded and an engine computes, and it brings the server's wishes back.
 //!
-//! An unanswered beat is not a lost lease: only the server's word is. A late beat renews a lease that
-//! nobody has revoked.
+//! An unanswered beat is not a lost lease: only the server's word is. A late beat renews a lease
+//! that nobody has revoked.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,7 +16,8 @@ use crate::lease::Lease;
 use crate::retry::random_share;
 use crate::signals::{Abort, Signals};
 
-/// Starts to beat; ends when the handle is dropped or the lease is lost. `step` is the engine's counter.
+/// Starts to beat; ends when the handle is dropped or the lease is lost. `step` is the engine's
+/// counter.
 pub fn start(
     lease: Lease,
     interval: Duration,

@@ -1,9 +1,9 @@
-//! Chat: asks a server for the next request, stages its adapter, lets the engine answer, and streams the
-//! events back while they come.
+//! Chat: asks a server for the next request, stages its adapter, lets the engine answer, and
+//! streams the events back while they come.
 //!
-//! Each poller answers one request at a time, so the number of pollers bounds the generations of an engine.
-//! A request belongs to the server that gave it: the answer goes there, and when that server hangs up
-//! the generation is cancelled.
+//! Each poller answers one request at a time, so the number of pollers bounds the generations of an
+//! engine. A request belongs to the server that gave it: the answer goes there, and when that
+//! server hangs up the generation is cancelled.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,8 +23,6 @@ use crate::supervise::EngineError;
 
 /// How long a server's list of base models counts as known.
 const LIST_AGE: Duration = Duration::from_secs(5);
-/// Short, so that a base model that has just been imported is soon among those asked for.
-const WAIT_SECONDS: u64 = 10;
 /// Events between engine and connection.
 const EVENTS: usize = 64;
 
@@ -88,8 +86,14 @@ impl Slot {
             return Err(CallError::Unreachable("the server has no base model yet".to_owned()));
         }
         let worker_id = self.worker_id.clone();
-        let request = NextInference { worker_id, base_models, wait_seconds: WAIT_SECONDS };
-        catalog.client.next_inference(&request).await
+        let wait_seconds = self.config.chat_wait.as_secs().clamp(1, 30);
+        let request = NextInference { worker_id, base_models, wait_seconds };
+        let asked = Instant::now();
+        let task = catalog.client.next_inference(&request).await?;
+        if task.is_none() {
+            self.rest_after(asked).await;
+        }
+        Ok(task)
     }
 
     /// While a run is active its base model only; any otherwise, the loaded one first.
@@ -154,10 +158,7 @@ impl Slot {
         };
         let engine = self.host.for_generation(base, &dir).await.map_err(|error| match error {
             EngineError::Busy(_) => failed("engine_lost", error.to_string()),
-            error => {
-                tracing::error!("{error}");
-                failed("engine_lost", "The engine cannot be started.".to_owned())
-            }
+            _ => failed("engine_lost", "The engine cannot be started.".to_owned()),
         })?;
         let mut generation = engine.generate(GenerateRequest {
             id: task.id,

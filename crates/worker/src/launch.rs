@@ -1,8 +1,8 @@
 //! How an engine process is started: where its binary lies, its environment, its process group.
 //!
-//! The engine must not outlive the worker. Two guards see to it: the end of its standard input, and the
-//! kernel's parent-death signal, set by `setpriv` where the machine has it (setting it ourselves between
-//! fork and exec would be unsafe code).
+//! The engine must not outlive the worker. Two guards see to it: the end of its standard input, and
+//! the kernel's parent-death signal, set by `setpriv` where the machine has it (setting it
+//! ourselves between fork and exec would be unsafe code).
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -34,8 +34,9 @@ impl Launch {
         Ok(Self { program, device, threads, library_path, setpriv: find_in_path("setpriv") })
     }
 
-    /// Starts a process for one base model. Its parent is a thread that lives as long as the process:
-    /// the parent-death signal follows the thread that spawned, and the run-time's threads come and go.
+    /// Starts a process for one base model. Its parent is a thread that lives as long as the
+    /// process: the parent-death signal follows the thread that spawned, and the run-time's threads
+    /// come and go.
     pub async fn spawn(&self, model: &BaseModel, model_dir: &Path) -> std::io::Result<Spawned> {
         let mut command = self.command(model_dir);
         let runtime = tokio::runtime::Handle::current();
@@ -103,7 +104,8 @@ fn find_engine(configured: Option<&Path>) -> Result<PathBuf, Error> {
         .ok_or_else(|| Error::EngineMissing { looked: candidates.clone() })
 }
 
-/// libtorch's folder in front of what the loader searches anyway; none when there is nothing to add.
+/// libtorch's folder in front of what the loader searches anyway; none when there is nothing to
+/// add.
 fn library_path(program: &Path) -> Option<OsString> {
     let torch = std::env::var_os("LIBTORCH").map(|torch| PathBuf::from(torch).join("lib"));
     let beside = program.parent().into_iter().flat_map(|dir| {

@@ -1,7 +1,8 @@
 //! A lease: the right to act for one run, and every call that needs it.
 //!
-//! A single call makes one attempt. [`Lease::persist`] repeats it until the server has answered, for as
-//! long as the lease is not known to be gone: an unreachable server is no reason to give work up.
+//! A single call makes one attempt. [`Lease::persist`] repeats it until the server has answered,
+//! for as long as the lease is not known to be gone: an unreachable server is no reason to give
+//! work up.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -1,9 +1,9 @@
-//! The worker: claims runs, stages their files, supervises engine processes, passes reports and checkpoints
-//! on, answers chat requests.
+//! The worker: claims runs, stages their files, supervises engine processes, passes reports and
+//! checkpoints on, answers chat requests.
 //!
-//! It opens every connection (to the servers' internal API and nothing else), holds the secrets of its leased
-//! runs only, and does no training itself: that is the engine, a child process per device. Start with
-//! [`slot`], which is one run from claim to end.
+//! It opens every connection (to the servers' internal API and nothing else), holds the secrets of
+//! its leased runs only, and does no training itself: that is the engine, a child process per
+//! device. Start with [`slot`], which is one run from claim to end.
 
 mod client;
 mod config;
@@ -77,8 +77,9 @@ fn list(paths: &[PathBuf]) -> String {
     texts.join(", ")
 }
 
-/// Works until `shutdown`, then drains: stops claiming, checkpoints and releases runs, ends the engines.
-/// Returns when all that is done, at the latest `drain_budget` after the shutdown (and the engines' grace).
+/// Works until `shutdown`, then drains: stops claiming, checkpoints and releases runs, ends the
+/// engines. Returns when all that is done, at the latest `drain_budget` after the shutdown (and the
+/// engines' grace).
 ///
 /// Needs a rustls crypto provider installed as the process's default.
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Error> {
@@ -155,7 +156,8 @@ fn open_work_dir(path: &Path) -> Result<PathBuf, Error> {
     path.canonicalize().map_err(at)
 }
 
-/// Held for the life of the process: scratch folders are cleaned at start, but never another worker's.
+/// Held for the life of the process: scratch folders are cleaned at start, but never another
+/// worker's.
 fn lock(work_dir: &Path) -> Result<File, Error> {
     let path = work_dir.join("lock");
     let at = |source| Error::WorkDir { path: path.clone(), source };

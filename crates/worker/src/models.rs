@@ -1,8 +1,8 @@
 //! The cache of base models and adapters on this machine's disk, by content.
 //!
-//! A folder under its final name is complete: files are fetched into a temporary folder, checked one by
-//! one, and the folder is renamed as the last act. Several tasks may want the same folder; one fetches it.
-//! It does not decide which models are loaded: that is the engine host's.
+//! A folder under its final name is complete: files are fetched into a temporary folder, checked
+//! one by one, and the folder is renamed as the last act. Several tasks may want the same folder;
+//! one fetches it. It does not decide which models are loaded: that is the engine host's.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -67,7 +67,8 @@ impl ModelCache {
         Ok(folder)
     }
 
-    /// Keeps the adapter that this worker has just trained, so that its first chat downloads nothing.
+    /// Keeps the adapter that this worker has just trained, so that its first chat downloads
+    /// nothing.
     pub async fn keep_adapter(
         &self,
         manifest: &[ManifestFile],
@@ -80,7 +81,7 @@ impl ModelCache {
         }
         let partial = self.partial_folder()?;
         for entry in &files {
-            let (from, to) = (checkpoint.join(&entry.name), partial.join(&entry.name));
+            let (from, to) = (checkpoint.join(&entry.name), partial.0.join(&entry.name));
             tokio::fs::copy(&from, &to).await.map_err(TransferError::io(&to))?;
         }
         self.put_in_place(&partial, &folder)
@@ -102,7 +103,7 @@ impl ModelCache {
         }
         let partial = self.partial_folder()?;
         for &entry in files {
-            fetch(entry, &partial, self.backoff.clone(), || open(entry)).await?;
+            fetch(entry, &partial.0, self.backoff.clone(), || open(entry)).await?;
         }
         self.put_in_place(&partial, &folder)?;
         Ok(folder)
@@ -114,18 +115,18 @@ impl ModelCache {
         fetching.entry(folder.to_owned()).or_default().clone()
     }
 
-    fn partial_folder(&self) -> Result<PathBuf, TransferError> {
+    fn partial_folder(&self) -> Result<Partial, TransferError> {
         let folder = self.work_dir.join("partial").join(uuid::Uuid::new_v4().to_string());
         std::fs::create_dir_all(&folder).map_err(TransferError::io(&folder))?;
-        Ok(folder)
+        Ok(Partial(folder))
     }
 
-    fn put_in_place(&self, partial: &Path, folder: &Path) -> Result<(), TransferError> {
+    fn put_in_place(&self, partial: &Partial, folder: &Path) -> Result<(), TransferError> {
         if folder.exists() {
             // Only a damaged folder is fetched again.
             std::fs::remove_dir_all(folder).map_err(TransferError::io(folder))?;
         }
-        std::fs::rename(partial, folder).map_err(TransferError::io(folder))?;
+        std::fs::rename(&partial.0, folder).map_err(TransferError::io(folder))?;
         self.forget_old_adapters();
         Ok(())
     }
@@ -153,6 +154,16 @@ impl ModelCache {
                 tracing::warn!("cannot remove the old adapter {}: {error}", folder.display());
             }
         }
+    }
+}
+
+/// A folder that is being filled; removed when that is given up.
+struct Partial(PathBuf);
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        // Renamed into place, it is gone already.
+        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 

@@ -1,4 +1,5 @@
-//! Loads a base model before anybody asks for one, so that the first run or chat finds the engine warm.
+//! Loads a base model before anybody asks for one, so that the first run or chat finds the engine
+//! warm.
 
 use domain::internal::BaseModel;
 
@@ -6,8 +7,8 @@ use crate::client::CallError;
 use crate::slot::Slot;
 
 impl Slot {
-    /// Loads the configured base model, or the first that the server lists. Repeats while there is no
-    /// server or no model yet; gives way to whoever has loaded one meanwhile.
+    /// Loads the configured base model, or the first that the server lists. Repeats while there is
+    /// no server or no model yet; gives way to whoever has loaded one meanwhile.
     pub async fn preload(&self) {
         let mut backoff = self.backoff();
         loop {

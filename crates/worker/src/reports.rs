@@ -1,8 +1,8 @@
 //! Reports on their way to the server: numbered, in order, sent in batches until acknowledged.
 //!
-//! A batch is sent again as it was, never longer, so that a repetition whose first attempt arrived is
-//! recognised as one. What waits is kept in memory; when it grows beyond the bound the run is told to stop,
-//! and nothing is dropped.
+//! A batch is sent again as it was, never longer, so that a repetition whose first attempt arrived
+//! is recognised as one. What waits is kept in memory; when it grows beyond the bound the run is
+//! told to stop, and nothing is dropped.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

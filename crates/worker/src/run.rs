@@ -1,7 +1,7 @@
 //! One claimed run on the engine: start, pass replies on, stop on wish, start again after a crash.
 //!
-//! It turns replies into reports and uploads and ends in one [`Ending`]; what the server is told about the
-//! ending is the slot's.
+//! It turns replies into reports and uploads and ends in one [`Ending`]; what the server is told
+//! about the ending is the slot's.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,6 +11,7 @@ use domain::engine::Reply;
 use domain::internal::ClaimedRun;
 use domain::report::{CheckpointReport, Level, RunFailure};
 use domain::{JobId, RunReport};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::Config;
@@ -107,7 +108,7 @@ impl Run<'_> {
             }
         };
         let mut replies = engine.train(self.staged.plan.clone());
-        let mut watchdog = Watchdog::new(self.config.stall_limit);
+        let mut watchdog = Watchdog::new(self.config.stall_limit, Instant::now());
         let mut progressed = false;
         loop {
             tokio::select! {
@@ -120,7 +121,7 @@ impl Run<'_> {
                     self.stopping = true;
                     engine.stop_run(self.job_id(), true);
                 }
-                () = watchdog.expired() => {
+                () = tokio::time::sleep_until(watchdog.deadline()) => {
                     let silence = humantime(watchdog.limit());
                     engine.kill().await;
                     let reason = format!("it was silent for {silence} and was killed");
@@ -130,9 +131,10 @@ impl Run<'_> {
                     let Some(reply) = reply else {
                         return Attempt::EngineLost { reason: engine.end(), progressed };
                     };
-                    watchdog.sign();
+                    let now = Instant::now();
+                    watchdog.sign(now);
                     if let Reply::Run { report: RunReport::Step(_), .. } = reply {
-                        watchdog.step();
+                        watchdog.step(now);
                     }
                     progressed |= matches!(reply, Reply::Checkpoint { .. });
                     let announced = is_last(&reply);
@@ -199,7 +201,7 @@ impl Run<'_> {
     async fn server_gone(&self) {
         loop {
             let deadline = self.lease.last_contact() + self.config.unreachable_limit;
-            if self.reporter.fill() > 1.0 || tokio::time::Instant::now() >= deadline {
+            if self.reporter.fill() > 1.0 || Instant::now() >= deadline {
                 return;
             }
             // Reports do not wake this: each one enters the loop that polls this anew.

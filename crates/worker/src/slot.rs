@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use domain::internal::{ClaimRequest, ClaimedRun, FinishRun};
 use domain::report::RunFailure;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::Config;
@@ -66,12 +67,18 @@ impl Slot {
         let request = ClaimRequest {
             worker_id: self.worker_id.clone(),
             warm_model: self.host.warm().map(|model| model.id.to_string()),
-            wait_seconds: self.config.claim_wait.as_secs().min(30),
+            wait_seconds: self.config.claim_wait.as_secs().clamp(1, 30),
         };
+        let asked = Instant::now();
         match self.client.claim(&request).await {
-            Ok(claimed) => {
+            Ok(Some(claimed)) => {
                 backoff.reset();
-                claimed
+                Some(claimed)
+            }
+            Ok(None) => {
+                backoff.reset();
+                self.rest_after(asked).await;
+                None
             }
             Err(error) => {
                 if backoff.attempts() == 0 {
@@ -217,6 +224,13 @@ impl Slot {
         let dir: &Path = &stored.dir;
         if let Err(error) = self.cache.keep_adapter(&stored.files, dir).await {
             tracing::warn!("the adapter is not cached, chat will download it: {error}");
+        }
+    }
+
+    /// A server that says "nothing" at once, because it is leaving, is not asked in a tight loop.
+    pub async fn rest_after(&self, asked: Instant) {
+        if asked.elapsed() < self.config.retry_first {
+            tokio::time::sleep(self.config.retry_first).await;
         }
     }
 

@@ -1,5 +1,5 @@
-//! From a claimed run to files on this machine: the user's data, the checkpoint to go on from, the base
-//! model, and the plan that names them.
+//! From a claimed run to files on this machine: the user's data, the checkpoint to go on from, the
+//! base model, and the plan that names them.
 //!
 //! Everything of a run lies below one scratch folder, which disappears with it.
 
@@ -20,7 +20,8 @@ pub struct Scratch(PathBuf);
 
 impl Scratch {
     pub fn create(work_dir: &Path, run: &ClaimedRun) -> Result<Self, TransferError> {
-        // The fence makes it this attempt's own; ids from the server are not trusted as folder names.
+        // The fence makes it this attempt's own; ids from the server are not trusted as folder
+        // names.
         let job: String = run.job_id.as_str().chars().filter(char::is_ascii_alphanumeric).collect();
         let dir = work_dir.join("runs").join(format!("{job}-{}", run.fence));
         let scratch = Self(dir);

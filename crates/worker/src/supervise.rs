@@ -1,8 +1,8 @@
-//! One engine process: commands down its standard input, replies up its standard output, its log into
-//! ours, and its end, however it comes.
+//! One engine process: commands down its standard input, replies up its standard output, its log
+//! into ours, and its end, however it comes.
 //!
-//! Replies are routed to whoever waits for them; when the process is gone every waiter's channel closes, and
-//! [`Engine::end`] says why. What to do about it is decided elsewhere.
+//! Replies are routed to whoever waits for them; when the process is gone every waiter's channel
+//! closes, and [`Engine::end`] says why. What to do about it is decided elsewhere.
 
 use std::collections::{HashMap, VecDeque};
 use std::path::Path;
@@ -157,7 +157,8 @@ impl Engine {
     }
 
     fn send(&self, command: Command) {
-        // A closed queue means that the process is gone, which the reader of the replies learns anyway.
+        // A closed queue means that the process is gone, which the reader of the replies learns
+        // anyway.
         let _ = self.commands.send(command);
     }
 }

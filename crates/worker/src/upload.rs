@@ -1,9 +1,10 @@
 //! Checkpoints on their way to the server: hashed, begun, put file by file, committed.
 //!
-//! One at a time and in order. A checkpoint is committed only after the server has every report before it:
-//! whoever resumes from it finds the metrics of all its steps. The newest folder stays on this disk until the
-//! next is committed, so that an engine that dies can go on without a download. A checkpoint that cannot be
-//! stored costs a warning; only the final one is worth failing for.
+//! One at a time and in order. A checkpoint is committed only after the server has every report
+//! before it: whoever resumes from it finds the metrics of all its steps. The newest folder stays
+//! on this disk until the next is committed, so that an engine that dies can go on without a
+//! download. A checkpoint that cannot be stored costs a warning; only the final one is worth
+//! failing for.
 
 use std::collections::VecDeque;
 use std::fs::File;
