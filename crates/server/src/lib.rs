@@ -1,1 +1,76 @@
-//! server
+//! The HTTP server: the public API in OpenAI's shapes, the internal API for workers, and the background lanes
+//! that validate files, take runs back from silent workers and remove garbage.
+//!
+//! [`serve`] is all of it. The server is stateless: what it holds in memory (waiting chat requests, loaded
+//! tokenizers, wake-up calls) is safe to lose, and several servers may share one store. It speaks SQL and
+//! object storage only through `store`, and knows no tensors.
+
+mod base64_text;
+mod config;
+mod convert;
+mod error;
+mod extract;
+mod hyperparameters;
+mod inference;
+mod internal;
+mod lanes;
+mod listen;
+mod observe;
+mod request;
+mod results;
+mod router;
+mod routes;
+mod state;
+mod wire;
+
+use store::Store;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+pub use config::Config;
+
+use crate::state::AppState;
+
+/// Why a server cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("configuration: {0}")]
+    Config(String),
+}
+
+/// Serves on `listener` until `shutdown` fires, then drains: `/readyz` fails at once, after
+/// `config.drain_delay` no connection is accepted any more, and open requests get
+/// `config.drain_timeout`. The store's migrations must have been applied.
+///
+/// # Errors
+/// When the operator's training defaults cannot be used.
+pub async fn serve(
+    config: Config,
+    store: Store,
+    listener: TcpListener,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
+    hyperparameters::check_options(&config.training, "training")
+        .map_err(|error| Error::Config(error.to_string()))?;
+    let stop_accepting = CancellationToken::new();
+    let state = AppState::new(config.clone(), store, shutdown.clone());
+    let mut lanes = lanes::spawn(&state);
+    let router = router::router(state);
+    let drain = {
+        let stop_accepting = stop_accepting.clone();
+        async move {
+            shutdown.cancelled().await;
+            tracing::info!("shutting down");
+            tokio::time::sleep(config.drain_delay).await;
+            stop_accepting.cancel();
+        }
+    };
+    tokio::join!(listen::run(listener, router, &config, stop_accepting), drain);
+    while lanes.join_next().await.is_some() {}
+    Ok(())
+}
+
+/// The description of the public API, as `/openapi.json` serves it.
+pub fn openapi() -> utoipa::openapi::OpenApi {
+    router::public().1
+}

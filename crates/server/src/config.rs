@@ -1,0 +1,78 @@
+//! The `[server]` section of the configuration.
+
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use domain::TrainingOptions;
+use serde::Deserialize;
+use store::LeaseConfig;
+
+/// Limits and times of the server. Every field has a default.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Address to listen on. The caller of [`crate::serve`] binds it.
+    pub listen: String,
+    /// How clients reach this server, when it is not the address above (a proxy stands before it).
+    pub public_url: Option<String>,
+    /// Largest uploaded file.
+    pub max_file_bytes: ByteSize,
+    /// Largest JSON body of the public API.
+    pub max_json_bytes: ByteSize,
+    /// Longest line of a training file.
+    pub max_line_bytes: ByteSize,
+    /// Open connections; more wait.
+    pub max_connections: usize,
+    /// For a request's headers, and for the next request on an idle connection.
+    #[serde(with = "humantime_serde")]
+    pub header_timeout: Duration,
+    /// The longest pause in a request's body.
+    #[serde(with = "humantime_serde")]
+    pub body_idle_timeout: Duration,
+    /// On shutdown: how long `/readyz` fails before no connection is accepted any more.
+    #[serde(with = "humantime_serde")]
+    pub drain_delay: Duration,
+    /// On shutdown: how long open requests may take.
+    #[serde(with = "humantime_serde")]
+    pub drain_timeout: Duration,
+    /// How long a chat request waits for a worker to take it.
+    #[serde(with = "humantime_serde")]
+    pub inference_wait: Duration,
+    /// The longest silence of a worker in the middle of an answer.
+    #[serde(with = "humantime_serde")]
+    pub inference_idle: Duration,
+    /// Chat requests that may wait or run at once.
+    pub max_inference_requests: usize,
+    /// Training files that are checked at once.
+    pub validations: usize,
+    /// The operator's defaults for jobs: the section `[training]`, put here by the program that
+    /// reads the configuration.
+    #[serde(skip)]
+    pub training: TrainingOptions,
+    /// The section `[lease]`, put here likewise.
+    #[serde(skip)]
+    pub lease: LeaseConfig,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: "127.0.0.1:8000".to_owned(),
+            public_url: None,
+            max_file_bytes: ByteSize::mib(512),
+            max_json_bytes: ByteSize::mib(1),
+            max_line_bytes: ByteSize::mib(4),
+            max_connections: 1024,
+            header_timeout: Duration::from_secs(10),
+            body_idle_timeout: Duration::from_secs(30),
+            drain_delay: Duration::from_secs(5),
+            drain_timeout: Duration::from_secs(30),
+            inference_wait: Duration::from_secs(30),
+            inference_idle: Duration::from_secs(300),
+            max_inference_requests: 256,
+            validations: 2,
+            training: TrainingOptions::default(),
+            lease: LeaseConfig::default(),
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! Rows → wire objects, and the store's errors → the API's. The only file that knows both sides.
+
+use domain::{Auto, Hyperparameters, JobStatus};
+use serde_json::{Value, json};
+use store::checkpoints::CheckpointRow;
+use store::events::{EventRow, EventType};
+use store::files::FileRow;
+use store::jobs::JobRow;
+use store::models::{ModelKind, ModelRow};
+use store::{Order, PageQuery};
+use time::OffsetDateTime;
+
+use crate::error::{ApiError, ApiResult};
+use crate::extract::Page;
+use crate::internal::InternalApiError;
+use crate::wire::event::{Checkpoint, CheckpointMetrics, Event};
+use crate::wire::file::File;
+use crate::wire::job::{Job, JobError, Resolved};
+use crate::wire::list::{Identified, List};
+use crate::wire::model::Model;
+
+const RETRY_AFTER_SECONDS: u64 = 1;
+
+impl From<store::Error> for ApiError {
+    fn from(error: store::Error) -> Self {
+        use store::Error as E;
+        match error {
+            E::Conflict(conflict) => Self::BadRequest(conflict.to_string()),
+            E::TooLarge { .. } => Self::PayloadTooLarge(error.to_string()),
+            E::Body(_) => Self::BadRequest(error.to_string()),
+            E::Unavailable(_) => {
+                let text = crate::error::ErrorChain(&error).to_string();
+                tracing::warn!(error = text, "the store is not available");
+                Self::Unavailable {
+                    message: "The server cannot reach its storage at the moment; please try again."
+                        .to_owned(),
+                    retry_after_seconds: RETRY_AFTER_SECONDS,
+                }
+            }
+            other => Self::internal(other),
+        }
+    }
+}
+
+impl From<store::Error> for InternalApiError {
+    fn from(error: store::Error) -> Self {
+        use store::Error as E;
+        match error {
+            E::LeaseLost => Self::LeaseLost,
+            E::NotFound(_) => Self::NotFound(error.to_string()),
+            E::HashMismatch { .. } => Self::HashMismatch(error.to_string()),
+            E::Conflict(_) | E::TooLarge { .. } | E::Body(_) => {
+                Self::InvalidRequest(error.to_string())
+            }
+            other => Self::Unavailable(Box::new(other)),
+        }
+    }
+}
+
+/// Gives "not found" its name in the API.
+pub(crate) trait OrNotFound<T> {
+    fn or_not_found(self, not_found: impl FnOnce() -> ApiError) -> ApiResult<T>;
+}
+
+impl<T> OrNotFound<T> for store::Result<T> {
+    fn or_not_found(self, not_found: impl FnOnce() -> ApiError) -> ApiResult<T> {
+        self.map_err(|error| match error {
+            store::Error::NotFound(_) => not_found(),
+            other => other.into(),
+        })
+    }
+}
+
+/// A page as asked for; `sizes` are the default and the maximum.
+pub(crate) fn page_query(page: &Page, sizes: (u32, u32)) -> PageQuery {
+    PageQuery {
+        after: page.after.clone(),
+        limit: page.limit(sizes.0, sizes.1),
+        order: if page.ascending { Order::Oldest } else { Order::Newest },
+    }
+}
+
+pub(crate) fn list<R, T: Identified>(page: store::Page<R>, convert: impl FnMut(R) -> T) -> List<T> {
+    List::new(page.data.into_iter().map(convert).collect(), page.has_more)
+}
+
+pub(crate) fn file(row: FileRow) -> File {
+    File {
+        id: row.id.to_string(),
+        object: "file",
+        bytes: row.bytes,
+        created_at: row.created_at.unix_timestamp(),
+        expires_at: row.expires_at.map(OffsetDateTime::unix_timestamp),
+        filename: row.filename,
+        // Clients send the purpose `evals`, but their types do not let it come back.
+        purpose: if row.purpose == "evals" { "user_data".to_owned() } else { row.purpose },
+        status: match row.status.as_str() {
+            "uploaded" => "uploaded",
+            "error" => "error",
+            _ => "processed",
+        },
+        status_details: row.status_details,
+    }
+}
+
+/// `now` serves the estimate of the end.
+pub(crate) fn job(row: JobRow, now: OffsetDateTime) -> Job {
+    let hyperparameters = shown_hyperparameters(&row);
+    let method = json!({
+        "type": row.method.as_str(),
+        row.method.as_str(): { "hyperparameters": hyperparameters },
+    });
+    let seconds_left = row.progress.as_ref().map(|step| step.seconds_left);
+    let estimated_finish = seconds_left
+        .filter(|left| row.status == JobStatus::Running && left.is_finite() && *left < 1e9)
+        .map(|left| now.unix_timestamp() + left.max(0.0).ceil() as i64);
+    Job {
+        id: row.id.to_string(),
+        object: "fine_tuning.job",
+        model: row.base_model.to_string(),
+        created_at: row.created_at.unix_timestamp(),
+        finished_at: row.finished_at.map(OffsetDateTime::unix_timestamp),
+        fine_tuned_model: row.fine_tuned_model.map(|model| model.to_string()),
+        organization_id: row.organization_id.to_string(),
+        result_files: row.result_files.iter().map(ToString::to_string).collect(),
+        status: row.status.as_str(),
+        validation_file: row.validation_file.map(|file| file.to_string()),
+        training_file: row.training_file.to_string(),
+        hyperparameters,
+        trained_tokens: row.trained_tokens,
+        error: row.error.map(|error| JobError {
+            code: error.code,
+            message: error.message,
+            param: error.param,
+        }),
+        user_provided_suffix: row.suffix,
+        seed: i64::from(row.seed),
+        estimated_finish,
+        integrations: Value::Array(Vec::new()),
+        metadata: row.metadata.map(|metadata| json!(metadata)),
+        usage_metrics: None,
+        shared_with_openai: false,
+        method,
+        finetuned: row.resolved.map(|resolved| Resolved {
+            learning_rate: resolved.learning_rate,
+            schedule: resolved.schedule,
+            warmup_steps: resolved.warmup_steps,
+            weight_decay: resolved.weight_decay,
+            max_grad_norm: resolved.max_grad_norm,
+            max_seq_len: resolved.max_seq_len,
+            micro_batch_tokens: resolved.micro_batch_tokens,
+            checkpoint_steps: resolved.checkpoint_steps,
+            lora: resolved.lora,
+            dataset: row.dataset,
+            queue_position: None,
+        }),
+    }
+}
+
+/// As requested until the files are validated, then as resolved.
+fn shown_hyperparameters(row: &JobRow) -> Hyperparameters {
+    match &row.resolved {
+        None => row.hyperparameters,
+        Some(resolved) => Hyperparameters {
+            n_epochs: Auto::Value(resolved.n_epochs),
+            batch_size: Auto::Value(resolved.batch_size),
+            learning_rate_multiplier: Auto::Value(resolved.learning_rate_multiplier),
+        },
+    }
+}
+
+pub(crate) fn event(row: EventRow) -> Event {
+    Event {
+        object: "fine_tuning.job.event",
+        id: row.id.to_string(),
+        created_at: row.created_at.unix_timestamp(),
+        level: row.level.as_str(),
+        message: row.message,
+        r#type: match row.kind {
+            EventType::Message => "message",
+            EventType::Metrics => "metrics",
+        },
+        data: row.data,
+    }
+}
+
+pub(crate) fn checkpoint(row: CheckpointRow) -> Checkpoint {
+    let metrics = row.metrics;
+    Checkpoint {
+        object: "fine_tuning.job.checkpoint",
+        id: row.id.to_string(),
+        created_at: row.created_at.unix_timestamp(),
+        fine_tuned_model_checkpoint: row.model.to_string(),
+        fine_tuning_job_id: row.job_id.to_string(),
+        metrics: CheckpointMetrics {
+            step: metrics.step,
+            train_loss: metrics.train_loss,
+            train_mean_token_accuracy: metrics.train_mean_token_accuracy,
+            valid_loss: metrics.valid_loss,
+            valid_mean_token_accuracy: metrics.valid_mean_token_accuracy,
+            full_valid_loss: metrics.full_valid_loss,
+            full_valid_mean_token_accuracy: metrics.full_valid_mean_token_accuracy,
+        },
+        step_number: row.step,
+    }
+}
+
+pub(crate) fn model(row: ModelRow, organization_slug: &str) -> Model {
+    let is_base = row.kind == ModelKind::Base;
+    Model {
+        id: row.id.to_string(),
+        object: "model",
+        created: row.created_at.unix_timestamp(),
+        owned_by: if is_base { "system".to_owned() } else { organization_slug.to_owned() },
+        root: row.base_model.to_string(),
+        parent: (!is_base).then(|| row.base_model.to_string()),
+    }
+}

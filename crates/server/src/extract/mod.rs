@@ -1,0 +1,13 @@
+//! Extractors carry policy: who calls, which page, which id, what body. Handlers receive checked values.
+
+pub(crate) mod auth;
+pub(crate) mod body;
+pub(crate) mod json;
+pub(crate) mod page;
+pub(crate) mod path;
+pub(crate) mod upload;
+
+pub(crate) use auth::{Caller, Worker};
+pub(crate) use json::Json;
+pub(crate) use page::{Filters, Page};
+pub(crate) use path::Id;

@@ -1,0 +1,178 @@
+//! A multipart upload, streamed: the file's bytes go to storage as they arrive, in whatever order the
+//! parts come, and never more than a few chunks are in memory.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use axum::body::Body;
+use axum::extract::multipart::{Field, MultipartError};
+use axum::extract::{FromRequest, Multipart, Request};
+use axum::http::header::CONTENT_LENGTH;
+use bytes::Bytes;
+use futures::{Stream, StreamExt, stream};
+use store::{Project, Uploaded, files};
+
+use super::body;
+use super::path::without_nul;
+use crate::error::{ApiError, ApiResult};
+use crate::state::AppState;
+
+/// Room for the parts beside the file.
+const OVERHEAD_BYTES: u64 = 1024 * 1024;
+/// A part's headers, or what stands before the first part.
+const MAX_UNPARSED_BYTES: u64 = 64 * 1024;
+const MAX_FIELD_BYTES: usize = 4096;
+const MAX_FIELDS: usize = 32;
+
+/// What a form held. The content is stored but not yet visible; dropping it removes it.
+pub(crate) struct Form {
+    pub content: Option<(String, Uploaded)>,
+    pub fields: BTreeMap<String, String>,
+}
+
+/// Reads the whole form, the part named `file` into storage.
+pub(crate) async fn receive(
+    state: &AppState,
+    project: &Project,
+    request: Request,
+) -> ApiResult<Form> {
+    let limit = state.config.max_file_bytes.as_u64();
+    // A body somewhat over the limit is read to its end, so that its sender gets to read the answer;
+    // one far beyond is cut.
+    let most = limit.saturating_mul(2).saturating_add(OVERHEAD_BYTES);
+    let announced = request.headers().get(CONTENT_LENGTH);
+    let announced = announced.and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if announced.is_some_and(|length| length > most) {
+        return Err(too_large(limit));
+    }
+    let unparsed = Arc::new(AtomicU64::new(0));
+    let request = request.map(|body| Body::from_stream(guarded(body, most, unparsed.clone())));
+    let mut multipart = Multipart::from_request(request, state).await.map_err(|_| {
+        ApiError::BadRequest(
+            "The request must be multipart/form-data with the parts 'file' and 'purpose'."
+                .to_owned(),
+        )
+    })?;
+    let mut form = Form { content: None, fields: BTreeMap::new() };
+    while let Some(field) = multipart.next_field().await.map_err(|e| explain(&e))? {
+        unparsed.store(0, Ordering::Relaxed);
+        let name = field.name().unwrap_or_default().to_owned();
+        if name == "file" {
+            if form.content.is_some() {
+                return Err(ApiError::invalid_value("file", "Send one file at a time."));
+            }
+            let filename = without_nul(field.file_name().unwrap_or("upload").to_owned());
+            let content = store_file(state, project, field, &unparsed).await?;
+            form.content = Some((filename, content));
+        } else {
+            let value = short_text(field, &name, &unparsed).await?;
+            form.fields.insert(name, without_nul(value));
+            if form.fields.len() > MAX_FIELDS {
+                let message = format!("The form has more than {MAX_FIELDS} fields.");
+                return Err(ApiError::BadRequest(message));
+            }
+        }
+    }
+    Ok(form)
+}
+
+async fn store_file(
+    state: &AppState,
+    project: &Project,
+    field: Field<'_>,
+    unparsed: &AtomicU64,
+) -> ApiResult<Uploaded> {
+    let limit = state.config.max_file_bytes.as_u64();
+    let is_over = AtomicBool::new(false);
+    let chunks = stream::try_unfold((field, 0u64), |(mut field, mut size)| {
+        let is_over = &is_over;
+        async move {
+            while let Some(chunk) = field.chunk().await? {
+                unparsed.store(0, Ordering::Relaxed);
+                size += chunk.len() as u64;
+                if size <= limit {
+                    return Ok::<_, MultipartError>(Some((chunk, (field, size))));
+                }
+                is_over.store(true, Ordering::Relaxed);
+            }
+            Ok(None)
+        }
+    });
+    // The sender's fault has to be told from the storage's, which the store cannot do.
+    let mut fault = None;
+    let uploaded = {
+        let fault = &mut fault;
+        let chunks = chunks.map(|chunk| {
+            chunk.map_err(|error| {
+                let text = error.to_string();
+                *fault = Some(error);
+                text
+            })
+        });
+        files::upload(&state.store, project, Box::pin(chunks), limit).await
+    };
+    if let Some(error) = fault {
+        return Err(explain(&error));
+    }
+    let uploaded = uploaded?;
+    if is_over.into_inner() {
+        return Err(too_large(limit));
+    }
+    Ok(uploaded)
+}
+
+async fn short_text(mut field: Field<'_>, name: &str, unparsed: &AtomicU64) -> ApiResult<String> {
+    let mut text = Vec::new();
+    while let Some(chunk) = field.chunk().await.map_err(|e| explain(&e))? {
+        unparsed.store(0, Ordering::Relaxed);
+        if text.len() + chunk.len() > MAX_FIELD_BYTES {
+            return Err(ApiError::too_long(name, MAX_FIELD_BYTES, text.len() + chunk.len()));
+        }
+        text.extend_from_slice(&chunk);
+    }
+    String::from_utf8(text).map_err(|_| {
+        ApiError::invalid_value(name, format!("Invalid value for '{name}': it is not UTF-8."))
+    })
+}
+
+#[derive(Debug, thiserror::Error)]
+enum GuardError {
+    #[error("the body is longer than {0} bytes")]
+    TooLong(u64),
+    #[error("the headers of a part are longer than {MAX_UNPARSED_BYTES} bytes")]
+    NoPart,
+}
+
+/// The body's chunks, cut off when there are too many of them, or when the parser swallows more and more
+/// without finding a part in them (it would keep them all).
+fn guarded(
+    body: Body,
+    most: u64,
+    unparsed: Arc<AtomicU64>,
+) -> impl Stream<Item = Result<Bytes, axum::BoxError>> + Send {
+    let mut total = 0u64;
+    body.into_data_stream().map(move |chunk| {
+        let chunk = chunk?;
+        let length = chunk.len() as u64;
+        if unparsed.fetch_add(length, Ordering::Relaxed) > MAX_UNPARSED_BYTES {
+            return Err(GuardError::NoPart.into());
+        }
+        total += length;
+        if total > most { Err(GuardError::TooLong(most).into()) } else { Ok(chunk) }
+    })
+}
+
+fn too_large(limit: u64) -> ApiError {
+    ApiError::PayloadTooLarge(format!("The file is larger than the limit of {limit} bytes."))
+}
+
+fn explain(error: &MultipartError) -> ApiError {
+    match body::explain(error) {
+        ApiError::BadRequest(_) => {
+            let chain = crate::error::ErrorChain(error);
+            ApiError::BadRequest(format!("The upload could not be read to its end: {chain}."))
+        }
+        other => other,
+    }
+}

@@ -1,0 +1,311 @@
+//! Requested hyperparameters and options: checked at creation, resolved once the files are counted.
+
+use domain::hyperparameters::{
+    Schedule, TARGET_MODULES, auto_batch_size, auto_epochs, auto_learning_rate,
+};
+use domain::plan::{LoraConfig, ResolvedHyperparameters};
+use domain::{Auto, Hyperparameters, LoraRequest, TrainingOptions};
+use serde_json::Value;
+
+use crate::error::{ApiError, ApiResult};
+use crate::extract::json::type_words;
+use crate::inference::prompt::integer;
+
+const DEFAULT_MAX_SEQ_LEN: u32 = 2048;
+const DEFAULT_MICRO_BATCH_TOKENS: u32 = 2048;
+const DEFAULT_WARMUP_RATIO: f64 = 0.03;
+const DEFAULT_MAX_GRAD_NORM: f64 = 1.0;
+const DEFAULT_CHECKPOINT_STEPS: u64 = 50;
+
+/// A hyperparameters object of a request; `path` names it in refusals.
+pub(crate) fn requested(object: Option<&Value>, path: &str) -> ApiResult<Hyperparameters> {
+    let mut hyperparameters = Hyperparameters::default();
+    let fields = match object {
+        None | Some(Value::Null) => return Ok(hyperparameters),
+        Some(Value::Object(fields)) => fields,
+        Some(other) => return Err(ApiError::invalid_type(path, "an object", type_words(other))),
+    };
+    for (name, value) in fields {
+        let path = format!("{path}.{name}");
+        match name.as_str() {
+            "n_epochs" => hyperparameters.n_epochs = auto_integer(value, &path, 50)?,
+            "batch_size" => hyperparameters.batch_size = auto_integer(value, &path, 256)?,
+            "learning_rate_multiplier" => {
+                hyperparameters.learning_rate_multiplier = auto_positive(value, &path)?;
+            }
+            _ => return Err(ApiError::unknown_parameter(path)),
+        }
+    }
+    Ok(hyperparameters)
+}
+
+fn auto_integer(value: &Value, path: &str, most: i64) -> ApiResult<Auto<u32>> {
+    match value {
+        Value::Null => Ok(Auto::Auto),
+        Value::String(word) if word == "auto" => Ok(Auto::Auto),
+        Value::Number(number) => {
+            // Some clients write every number as a decimal: 3.0 is 3.
+            let whole = number.as_i64().or_else(|| {
+                number.as_f64().filter(|n| n.fract() == 0.0 && n.abs() < 1e15).map(|n| n as i64)
+            });
+            let whole = whole.ok_or_else(|| {
+                ApiError::invalid_type(path, "one of 'auto' or integer", type_words(value))
+            })?;
+            Ok(Auto::Value(integer(path, whole, 1, most)? as u32))
+        }
+        other => Err(ApiError::invalid_type(path, "one of 'auto' or integer", type_words(other))),
+    }
+}
+
+fn auto_positive(value: &Value, path: &str) -> ApiResult<Auto<f64>> {
+    match value {
+        Value::Null => Ok(Auto::Auto),
+        Value::String(word) if word == "auto" => Ok(Auto::Auto),
+        Value::Number(number) => {
+            let number = number.as_f64().unwrap_or_default();
+            check(number > 0.0, path, "above 0", number)?;
+            Ok(Auto::Value(number))
+        }
+        other => Err(ApiError::invalid_type(path, "one of 'auto' or number", type_words(other))),
+    }
+}
+
+fn check(is_right: bool, path: &str, wanted: &str, got: impl std::fmt::Display) -> ApiResult<()> {
+    if is_right {
+        return Ok(());
+    }
+    let message = format!("Invalid '{path}': expected a value {wanted}, but got {got} instead.");
+    Err(ApiError::invalid_value(path, message))
+}
+
+/// Whether the extension object's values can be trained with; `path` names it in refusals.
+pub(crate) fn check_options(options: &TrainingOptions, path: &str) -> ApiResult<()> {
+    let at = |field: &str| format!("{path}.{field}");
+    if let Some(rate) = options.learning_rate {
+        check(rate > 0.0 && rate <= 1.0, &at("learning_rate"), "above 0 and at most 1", rate)?;
+    }
+    if let Some(ratio) = options.warmup_ratio {
+        check((0.0..=1.0).contains(&ratio), &at("warmup_ratio"), "from 0 to 1", ratio)?;
+    }
+    if let Some(decay) = options.weight_decay {
+        check((0.0..=10.0).contains(&decay), &at("weight_decay"), "from 0 to 10", decay)?;
+    }
+    if let Some(norm) = options.max_grad_norm {
+        check(norm >= 0.0 && norm.is_finite(), &at("max_grad_norm"), "of at least 0", norm)?;
+    }
+    if let Some(length) = options.max_seq_len {
+        let range = 16..=1_048_576;
+        check(range.contains(&length), &at("max_seq_len"), "from 16 to 1048576", length)?;
+    }
+    if let Some(tokens) = options.micro_batch_tokens {
+        let range = 16..=1_048_576;
+        check(range.contains(&tokens), &at("micro_batch_tokens"), "from 16 to 1048576", tokens)?;
+    }
+    options.lora.as_ref().map_or(Ok(()), |lora| check_lora(lora, &at("lora")))
+}
+
+fn check_lora(lora: &LoraRequest, path: &str) -> ApiResult<()> {
+    let at = |field: &str| format!("{path}.{field}");
+    if let Some(rank) = lora.rank {
+        check((1..=512).contains(&rank), &at("rank"), "from 1 to 512", rank)?;
+    }
+    if let Some(alpha) = lora.alpha {
+        check(alpha > 0.0 && alpha <= 4096.0, &at("alpha"), "above 0 and at most 4096", alpha)?;
+    }
+    if let Some(dropout) = lora.dropout {
+        check((0.0..0.95).contains(&dropout), &at("dropout"), "from 0 to below 0.95", dropout)?;
+    }
+    let Some(modules) = &lora.target_modules else { return Ok(()) };
+    let path = at("target_modules");
+    if modules.is_empty() {
+        let message = format!("Invalid '{path}': name at least one module.");
+        return Err(ApiError::invalid_value(path, message));
+    }
+    for (i, module) in modules.iter().enumerate() {
+        let path = format!("{path}[{i}]");
+        if !TARGET_MODULES.contains(&module.as_str()) {
+            return Err(ApiError::unsupported_value(path, module, &TARGET_MODULES));
+        }
+        if modules[..i].contains(module) {
+            let message = format!("Invalid '{path}': '{module}' is named twice.");
+            return Err(ApiError::invalid_value(path, message));
+        }
+    }
+    Ok(())
+}
+
+/// What resolving needs to know of the files and the base model.
+pub(crate) struct Measured {
+    pub n_examples: u64,
+    pub hidden_size: u64,
+    /// The base model's context length, in tokens.
+    pub context_length: Option<u32>,
+}
+
+/// Every `auto` → a value: the job's wish, else the operator's default, else the rule of `domain`.
+pub(crate) fn resolve(
+    wish: &Hyperparameters,
+    job: &TrainingOptions,
+    operator: &TrainingOptions,
+    seed: u64,
+    measured: &Measured,
+) -> ResolvedHyperparameters {
+    let n_epochs = wish.n_epochs.unwrap_or_else(|| auto_epochs(measured.n_examples));
+    let batch_size = wish.batch_size.unwrap_or_else(|| auto_batch_size(measured.n_examples));
+    let steps_per_epoch = measured.n_examples.div_ceil(u64::from(batch_size.max(1)));
+    let total_steps = steps_per_epoch * u64::from(n_epochs);
+    let multiplier = wish.learning_rate_multiplier.unwrap_or_else(|| 1.0);
+    let base_rate =
+        operator.learning_rate.unwrap_or_else(|| auto_learning_rate(measured.hidden_size));
+    // Of one source, steps win over a ratio; of two sources, the job wins.
+    let warmup_of = |options: &TrainingOptions| {
+        let by_ratio = |ratio: f64| ((total_steps as f64 * ratio).ceil() as u64).min(total_steps);
+        options.warmup_steps.or(options.warmup_ratio.map(by_ratio))
+    };
+    let warmup_steps = warmup_of(job)
+        .or_else(|| warmup_of(operator))
+        .unwrap_or_else(|| (total_steps as f64 * DEFAULT_WARMUP_RATIO).ceil() as u64)
+        .min(total_steps);
+    ResolvedHyperparameters {
+        n_epochs,
+        batch_size,
+        learning_rate_multiplier: multiplier,
+        learning_rate: job.learning_rate.unwrap_or(base_rate * multiplier),
+        schedule: job.schedule.or(operator.schedule).unwrap_or(Schedule::Linear),
+        warmup_steps,
+        weight_decay: job.weight_decay.or(operator.weight_decay).unwrap_or(0.0),
+        max_grad_norm: job
+            .max_grad_norm
+            .or(operator.max_grad_norm)
+            .unwrap_or(DEFAULT_MAX_GRAD_NORM),
+        max_seq_len: max_seq_len(job, operator, measured.context_length),
+        micro_batch_tokens: job
+            .micro_batch_tokens
+            .or(operator.micro_batch_tokens)
+            .unwrap_or(DEFAULT_MICRO_BATCH_TOKENS),
+        checkpoint_steps: job
+            .checkpoint_steps
+            .or(operator.checkpoint_steps)
+            .unwrap_or(DEFAULT_CHECKPOINT_STEPS),
+        lora: resolve_lora(job.lora.as_ref(), operator.lora.as_ref()),
+        seed,
+    }
+}
+
+/// Tokens after which an example is cut: never more than the base model's context.
+pub(crate) fn max_seq_len(
+    job: &TrainingOptions,
+    operator: &TrainingOptions,
+    context_length: Option<u32>,
+) -> u32 {
+    let wanted = job.max_seq_len.or(operator.max_seq_len).unwrap_or(DEFAULT_MAX_SEQ_LEN);
+    wanted.min(context_length.unwrap_or(u32::MAX))
+}
+
+fn resolve_lora(job: Option<&LoraRequest>, operator: Option<&LoraRequest>) -> LoraConfig {
+    let built_in = LoraConfig::default();
+    let pick = |of: fn(&LoraRequest) -> Option<f64>| job.and_then(of).or(operator.and_then(of));
+    let rank = job.and_then(|l| l.rank).or(operator.and_then(|l| l.rank));
+    let rank = rank.unwrap_or(built_in.rank);
+    let target_modules = job
+        .and_then(|l| l.target_modules.clone())
+        .or_else(|| operator.and_then(|l| l.target_modules.clone()))
+        .unwrap_or(built_in.target_modules);
+    LoraConfig {
+        rank,
+        // Twice the rank keeps the update's size when only the rank is chosen.
+        alpha: pick(|l| l.alpha).unwrap_or(2.0 * f64::from(rank)),
+        dropout: pick(|l| l.dropout).unwrap_or(built_in.dropout),
+        target_modules,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    const MEASURED: Measured =
+        Measured { n_examples: 100, hidden_size: 2000, context_length: Some(1024) };
+
+    fn resolved(
+        wish: &Hyperparameters,
+        job: TrainingOptions,
+        operator: TrainingOptions,
+    ) -> ResolvedHyperparameters {
+        resolve(wish, &job, &operator, 7, &MEASURED)
+    }
+
+    #[test]
+    fn every_auto_becomes_a_value() {
+        let all = resolved(&Hyperparameters::default(), Default::default(), Default::default());
+        assert_eq!((all.n_epochs, all.batch_size, all.warmup_steps), (3, 4, 3));
+        assert_eq!((all.learning_rate_multiplier, all.learning_rate), (1.0, 5e-4));
+        assert_eq!((all.max_seq_len, all.seed), (1024, 7));
+        assert_eq!(all.lora, LoraConfig::default());
+    }
+
+    #[test]
+    fn the_job_wins_over_the_operator_and_both_over_the_built_in() {
+        let operator = TrainingOptions {
+            learning_rate: Some(1e-3),
+            warmup_steps: Some(9),
+            lora: Some(LoraRequest { rank: Some(8), ..Default::default() }),
+            ..Default::default()
+        };
+        let wish = Hyperparameters {
+            learning_rate_multiplier: Auto::Value(2.0),
+            ..Hyperparameters::default()
+        };
+        let ours = resolved(&wish, Default::default(), operator.clone());
+        assert_eq!((ours.learning_rate, ours.warmup_steps), (2e-3, 9));
+        assert_eq!((ours.lora.rank, ours.lora.alpha), (8, 16.0));
+
+        let job = TrainingOptions {
+            learning_rate: Some(3e-4),
+            warmup_ratio: Some(1.0),
+            lora: Some(LoraRequest { alpha: Some(5.0), ..Default::default() }),
+            ..Default::default()
+        };
+        let theirs = resolved(&wish, job, operator);
+        assert_eq!((theirs.learning_rate, theirs.warmup_steps), (3e-4, 75));
+        assert_eq!((theirs.lora.rank, theirs.lora.alpha), (8, 5.0));
+    }
+
+    #[test]
+    fn requested_values_are_checked() {
+        let good = json!({"n_epochs": 3.0, "batch_size": "auto", "learning_rate_multiplier": 0.5});
+        let good = requested(Some(&good), "hyperparameters").unwrap();
+        assert_eq!(good.n_epochs, Auto::Value(3));
+        for (object, code, param) in [
+            (json!({"n_epochs": 0}), "integer_below_min_value", "h.n_epochs"),
+            (json!({"n_epochs": 51}), "integer_above_max_value", "h.n_epochs"),
+            (json!({"n_epochs": 1.5}), "invalid_type", "h.n_epochs"),
+            (json!({"batch_size": "many"}), "invalid_type", "h.batch_size"),
+            (json!({"learning_rate_multiplier": 0}), "invalid_value", "h.learning_rate_multiplier"),
+            (json!({"beta": 0.1}), "unknown_parameter", "h.beta"),
+            (json!([]), "invalid_type", "h"),
+        ] {
+            let error = requested(Some(&object), "h").unwrap_err().envelope().error;
+            assert_eq!((error.code.as_deref(), error.param.as_deref()), (Some(code), Some(param)));
+        }
+    }
+
+    #[test]
+    fn options_out_of_range_are_refused_by_path() {
+        for (options, param) in [
+            (json!({"learning_rate": 0.0}), "finetuned.learning_rate"),
+            (json!({"warmup_ratio": 1.5}), "finetuned.warmup_ratio"),
+            (json!({"lora": {"rank": 0}}), "finetuned.lora.rank"),
+            (json!({"lora": {"target_modules": []}}), "finetuned.lora.target_modules"),
+            (
+                json!({"lora": {"target_modules": ["q_proj", "lm_head"]}}),
+                "finetuned.lora.target_modules[1]",
+            ),
+        ] {
+            let options: TrainingOptions = serde_json::from_value(options).unwrap();
+            let error = check_options(&options, "finetuned").unwrap_err().envelope().error;
+            assert_eq!(error.param.as_deref(), Some(param));
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! Chat requests on their way to a worker and answers on their way back.
+
+pub(crate) mod answer;
+pub(crate) mod broker;
+pub(crate) mod prompt;

@@ -1,0 +1,104 @@
+//! The list of routes. What is listed here is what `/openapi.json` describes: both come from the handlers.
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::Request;
+use axum::routing::get;
+use tower::util::MapRequestLayer;
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::timeout::RequestBodyTimeoutLayer;
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::error::ApiError;
+use crate::internal;
+use crate::observe::{after_panic, observe};
+use crate::routes::{completions, files, health, jobs, models};
+use crate::state::AppState;
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "finetuned",
+        description = "OpenAI's files, fine-tuning, models and chat completions API on your own \
+                       machines.",
+        license(name = "Apache-2.0", identifier = "Apache-2.0")
+    ),
+    security(("api_key" = [])),
+    modifiers(&Security)
+)]
+struct Description;
+
+struct Security;
+
+impl utoipa::Modify for Security {
+    fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
+        use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
+        let components = openapi.components.get_or_insert_default();
+        let scheme = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
+        components.add_security_scheme("api_key", scheme);
+    }
+}
+
+/// The public API below its prefix.
+fn api() -> OpenApiRouter<AppState> {
+    OpenApiRouter::new()
+        .routes(routes!(files::create, files::list))
+        .routes(routes!(files::retrieve, files::delete))
+        .routes(routes!(files::content))
+        .routes(routes!(jobs::create, jobs::list))
+        .routes(routes!(jobs::retrieve))
+        .routes(routes!(jobs::cancel))
+        .routes(routes!(jobs::pause))
+        .routes(routes!(jobs::resume))
+        .routes(routes!(jobs::events))
+        .routes(routes!(jobs::checkpoints))
+        .routes(routes!(models::list))
+        .routes(routes!(models::retrieve, models::delete))
+        .routes(routes!(completions::create))
+}
+
+/// The public routes and their description.
+pub(crate) fn public() -> (Router<AppState>, utoipa::openapi::OpenApi) {
+    OpenApiRouter::with_openapi(Description::openapi())
+        .nest("/v1", api())
+        .routes(routes!(health::healthz))
+        .routes(routes!(health::readyz))
+        .split_for_parts()
+}
+
+pub(crate) fn router(state: AppState) -> Router {
+    let (public, openapi) = public();
+    let openapi = axum::Json(openapi);
+    let azure = Router::from(api());
+    let body_idle_timeout = state.config.body_idle_timeout;
+    // The limits on bodies are the extractors' own, each with its answer in the API's shape.
+    let unboxed = |request: Request<_>| request.map(Body::new);
+    public
+        .nest("/openai/v1", azure.clone())
+        .nest("/openai", azure)
+        .route("/openapi.json", get(|| async move { openapi }))
+        .fallback(unknown_route)
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(MapRequestLayer::new(unboxed))
+        .layer(RequestBodyTimeoutLayer::new(body_idle_timeout))
+        .nest("/internal/v1", internal::router(body_idle_timeout))
+        .layer(CatchPanicLayer::custom(after_panic))
+        .layer(axum::middleware::from_fn(observe))
+        .with_state(state)
+}
+
+async fn unknown_route(request: Request<Body>) -> ApiError {
+    ApiError::UnknownRoute {
+        method: request.method().to_string(),
+        path: request.uri().path().to_owned(),
+    }
+}
+
+async fn method_not_allowed(request: Request<Body>) -> ApiError {
+    ApiError::MethodNotAllowed {
+        method: request.method().to_string(),
+        path: request.uri().path().to_owned(),
+    }
+}

@@ -1,0 +1,286 @@
+//! Files: upload, list, retrieve, content, delete.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Query, Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use store::files;
+use store::files::NewFile;
+
+use crate::base64_text::Base64;
+use crate::convert::{self, OrNotFound, page_query};
+use crate::error::{ApiError, ApiResult};
+use crate::extract::{Caller, Id, Page, upload};
+use crate::inference::prompt::integer;
+use crate::results::STEP_METRICS;
+use crate::state::AppState;
+use crate::wire::error::ErrorEnvelope;
+use crate::wire::file::{Deleted, File};
+use crate::wire::list::List;
+
+const PURPOSES: [&str; 6] = ["assistants", "batch", "fine-tune", "vision", "user_data", "evals"];
+const LIST_SIZES: (u32, u32) = (10_000, 10_000);
+const SHORTEST_LIFE_SECONDS: i64 = 3600;
+const LONGEST_LIFE_SECONDS: i64 = 30 * 24 * 3600;
+const MAX_FILENAME_BYTES: usize = 1024;
+
+/// Upload a file. The parts may come in any order.
+#[utoipa::path(post, path = "/files", tag = "Files", operation_id = "createFile",
+    request_body(content_type = "multipart/form-data", content = NewFileForm),
+    responses((status = 200, body = File), (status = "4XX", body = ErrorEnvelope)))]
+pub(crate) async fn create(
+    State(state): State<AppState>,
+    Caller(project): Caller,
+    request: Request,
+) -> ApiResult<Json<File>> {
+    let form = upload::receive(&state, &project, request).await?;
+    let (filename, content) = form.content.ok_or_else(|| ApiError::missing("file"))?;
+    let field = |name: &str| form.fields.get(name).map(String::as_str);
+    let purpose = field("purpose").ok_or_else(|| ApiError::missing("purpose"))?;
+    check_purpose(purpose, &filename)?;
+    if content.bytes() == 0 {
+        return Err(ApiError::BadRequest("File is empty.".to_owned()));
+    }
+    let expires_after =
+        expires_after(field("expires_after[anchor]"), field("expires_after[seconds]"))?;
+    let new = NewFile { filename, purpose: purpose.to_owned(), expires_after };
+    Ok(Json(convert::file(content.commit(new).await?)))
+}
+
+/// The form of an upload, for the description of the API.
+#[derive(utoipa::ToSchema)]
+#[expect(dead_code, reason = "the form is read part by part; this is its description")]
+struct NewFileForm {
+    #[schema(value_type = String, format = Binary)]
+    file: Vec<u8>,
+    /// `fine-tune` for training files.
+    purpose: String,
+    /// Only `created_at`.
+    #[schema(rename = "expires_after[anchor]")]
+    anchor: Option<String>,
+    /// 3600 to 2592000.
+    #[schema(rename = "expires_after[seconds]")]
+    seconds: Option<u32>,
+}
+
+fn check_purpose(purpose: &str, filename: &str) -> ApiResult<()> {
+    if !PURPOSES.contains(&purpose) {
+        return Err(ApiError::unsupported_value("purpose", purpose, &PURPOSES));
+    }
+    if filename.len() > MAX_FILENAME_BYTES {
+        return Err(ApiError::too_long("filename", MAX_FILENAME_BYTES, filename.len()));
+    }
+    let api = match purpose {
+        "fine-tune" => "Fine-Tuning API",
+        "batch" => "Batch API",
+        _ => return Ok(()),
+    };
+    if filename.to_ascii_lowercase().ends_with(".jsonl") {
+        return Ok(());
+    }
+    Err(ApiError::BadRequest(format!("Invalid file format for {api}. Must be .jsonl")))
+}
+
+fn expires_after(anchor: Option<&str>, seconds: Option<&str>) -> ApiResult<Option<Duration>> {
+    const SECONDS: &str = "expires_after[seconds]";
+    match (anchor, seconds) {
+        (None, None) => Ok(None),
+        (Some("created_at"), Some(seconds)) => {
+            let seconds = seconds
+                .parse::<i64>()
+                .map_err(|_| ApiError::invalid_type(SECONDS, "an integer", "a string"))?;
+            let seconds = integer(SECONDS, seconds, SHORTEST_LIFE_SECONDS, LONGEST_LIFE_SECONDS)?;
+            Ok(Some(Duration::from_secs(seconds.unsigned_abs())))
+        }
+        (Some("created_at"), None) => Err(ApiError::missing(SECONDS)),
+        (Some(other), _) => {
+            Err(ApiError::unsupported_value("expires_after[anchor]", other, &["created_at"]))
+        }
+        (None, Some(_)) => Err(ApiError::missing("expires_after[anchor]")),
+    }
+}
+
+/// List files, the newest first.
+#[utoipa::path(get, path = "/files", tag = "Files", operation_id = "listFiles",
+    params(("purpose" = Option<String>, Query), ("limit" = Option<u32>, Query),
+        ("order" = Option<String>, Query), ("after" = Option<String>, Query)),
+    responses((status = 200, body = List<File>), (status = "4XX", body = ErrorEnvelope)))]
+pub(crate) async fn list(
+    State(state): State<AppState>,
+    Caller(project): Caller,
+    page: Page,
+) -> ApiResult<Json<List<File>>> {
+    let query = page_query(&page, LIST_SIZES);
+    let rows = files::list(&state.store.db, &project, page.purpose.as_deref(), &query).await?;
+    Ok(Json(convert::list(rows, convert::file)))
+}
+
+/// One file's description.
+#[utoipa::path(get, path = "/files/{file_id}", tag = "Files", operation_id = "retrieveFile",
+    params(("file_id" = String, Path)),
+    responses((status = 200, body = File), (status = "4XX", body = ErrorEnvelope)))]
+pub(crate) async fn retrieve(
+    State(state): State<AppState>,
+    Caller(project): Caller,
+    Id(id): Id,
+) -> ApiResult<Json<File>> {
+    let row = files::get(&state.store.db, &project, &id.as_str().into())
+        .await
+        .or_not_found(|| ApiError::FileNotFound(id))?;
+    Ok(Json(convert::file(row)))
+}
+
+/// Delete a file. Refused while a job that has not ended uses it.
+#[utoipa::path(delete, path = "/files/{file_id}", tag = "Files", operation_id = "deleteFile",
+    params(("file_id" = String, Path)),
+    responses((status = 200, body = Deleted), (status = "4XX", body = ErrorEnvelope)))]
+pub(crate) async fn delete(
+    State(state): State<AppState>,
+    Caller(project): Caller,
+    Id(id): Id,
+) -> ApiResult<Json<Deleted>> {
+    files::delete(&state.store, &project, &id.as_str().into())
+        .await
+        .or_not_found(|| ApiError::FileNotFound(id.clone()))?;
+    Ok(Json(Deleted { id, object: "file", deleted: true }))
+}
+
+#[derive(Deserialize)]
+pub(crate) struct Format {
+    #[serde(default)]
+    format: String,
+}
+
+/// A file's bytes. OpenAI's service answers with a job's `step_metrics.csv` in base64, and so does this one,
+/// unless `format=csv` asks for the plain text. Ranges are served for everything plain.
+#[utoipa::path(get, path = "/files/{file_id}/content", tag = "Files",
+    operation_id = "downloadFile",
+    params(("file_id" = String, Path), ("format" = Option<String>, Query)),
+    responses((status = 200, content_type = "application/octet-stream", body = Vec<u8>),
+        (status = "4XX", body = ErrorEnvelope)))]
+pub(crate) async fn content(
+    State(state): State<AppState>,
+    Caller(project): Caller,
+    Id(id): Id,
+    Query(Format { format }): Query<Format>,
+    headers: HeaderMap,
+) -> ApiResult<Response> {
+    let not_found = || ApiError::FileNotFound(id.clone());
+    let file_id = id.as_str().into();
+    let row = files::get(&state.store.db, &project, &file_id).await.or_not_found(not_found)?;
+    let in_base64 =
+        row.purpose == "fine-tune-results" && row.filename == STEP_METRICS && format != "csv";
+    let range = if in_base64 { None } else { range(&headers, row.bytes)? };
+    let (_, reader) = files::open(&state.store, &project, &file_id, range.clone())
+        .await
+        .or_not_found(not_found)?;
+    let body = if in_base64 {
+        Body::from_stream(Base64::new(reader.stream))
+    } else {
+        Body::from_stream(reader.stream)
+    };
+    let mut response = Response::new(body);
+    let answer = response.headers_mut();
+    let kind = if format == "csv" { "text/csv; charset=utf-8" } else { "application/octet-stream" };
+    answer.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    if !in_base64 {
+        let length = reader.range.end - reader.range.start;
+        answer.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+        answer.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    }
+    if let Some(disposition) = disposition(&row.filename) {
+        answer.insert(header::CONTENT_DISPOSITION, disposition);
+    }
+    if let Some(Range { start, end }) = range {
+        let text = format!("bytes {start}-{}/{}", end - 1, row.bytes);
+        let value = HeaderValue::from_str(&text).map_err(ApiError::internal)?;
+        answer.insert(header::CONTENT_RANGE, value);
+        *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+    }
+    Ok(response.into_response())
+}
+
+/// The file's name for a browser, in plain ASCII.
+fn disposition(filename: &str) -> Option<HeaderValue> {
+    let plain: String = filename
+        .chars()
+        .map(|c| if c.is_ascii_graphic() && !matches!(c, '"' | '\\') { c } else { '_' })
+        .collect();
+    HeaderValue::from_str(&format!("attachment; filename=\"{plain}\"")).ok()
+}
+
+/// The range asked for, if it is one that is served: a single one of bytes. Others are ignored, as the
+/// standard lets a server do.
+fn range(headers: &HeaderMap, size: u64) -> ApiResult<Option<Range<u64>>> {
+    let Some(spec) = headers
+        .get(header::RANGE)
+        .and_then(|value| value.to_str().ok()?.strip_prefix("bytes="))
+        .filter(|spec| !spec.contains(','))
+    else {
+        return Ok(None);
+    };
+    let Some((first, last)) = spec.trim().split_once('-') else { return Ok(None) };
+    let range = match (first.parse::<u64>(), last.parse::<u64>()) {
+        (Ok(first), Ok(last)) if first <= last => first..last.saturating_add(1).min(size),
+        (Ok(first), Err(_)) if last.is_empty() => first..size,
+        (Err(_), Ok(tail)) if first.is_empty() => size.saturating_sub(tail)..size,
+        _ => return Ok(None),
+    };
+    if range.is_empty() {
+        return Err(ApiError::RangeNotSatisfiable(size));
+    }
+    Ok(Some(range))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn single_byte_ranges_are_served_and_odd_ones_ignored() {
+        let of = |spec: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::RANGE, spec.parse().unwrap());
+            range(&headers, 100)
+        };
+        assert_eq!(of("bytes=0-9").unwrap(), Some(0..10));
+        assert_eq!(of("bytes=90-").unwrap(), Some(90..100));
+        assert_eq!(of("bytes=-30").unwrap(), Some(70..100));
+        assert_eq!(of("bytes=90-500").unwrap(), Some(90..100));
+        for odd in ["bytes=5-2", "bytes=0-1,5-6", "bytes=x-y", "lines=1-2"] {
+            assert_eq!(of(odd).unwrap(), None, "{odd}");
+        }
+        assert!(matches!(of("bytes=100-"), Err(ApiError::RangeNotSatisfiable(100))));
+        assert!(matches!(of("bytes=-0"), Err(ApiError::RangeNotSatisfiable(100))));
+    }
+
+    #[test]
+    fn a_training_file_must_be_jsonl() {
+        assert!(check_purpose("fine-tune", "data.JSONL").is_ok());
+        let refused = check_purpose("fine-tune", "data.csv").unwrap_err().to_string();
+        assert_eq!(refused, "Invalid file format for Fine-Tuning API. Must be .jsonl");
+        assert!(check_purpose("user_data", "x.csv").is_ok());
+        assert!(check_purpose("training", "x.jsonl").is_err());
+    }
+
+    #[test]
+    fn an_expiry_needs_both_fields_and_its_range() {
+        let hour = expires_after(Some("created_at"), Some("3600")).unwrap();
+        assert_eq!(hour, Some(Duration::from_secs(3600)));
+        assert_eq!(expires_after(None, None).unwrap(), None);
+        for (anchor, seconds) in [
+            (Some("created_at"), None),
+            (None, Some("3600")),
+            (Some("updated_at"), Some("3600")),
+            (Some("created_at"), Some("3599")),
+            (Some("created_at"), Some("soon")),
+        ] {
+            assert!(expires_after(anchor, seconds).is_err(), "{anchor:?} {seconds:?}");
+        }
+    }
+}

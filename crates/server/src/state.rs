@@ -1,0 +1,48 @@
+//! What every handler and lane shares. Everything in it is cheap to reach and safe to lose: truth is in
+//! the store.
+
+use std::ops::Deref;
+use std::sync::Arc;
+
+use store::Store;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::inference::broker::Broker;
+
+#[derive(Clone)]
+pub(crate) struct AppState(Arc<Inner>);
+
+pub(crate) struct Inner {
+    pub config: Config,
+    pub store: Store,
+    pub broker: Broker,
+    pub wake: Wake,
+    /// Fires when the shutdown begins: readiness fails, long polls end, lanes stop.
+    pub stopping: CancellationToken,
+}
+
+/// Hints within this process that spare a poll; a poll once a second is the guarantee.
+#[derive(Default)]
+pub(crate) struct Wake {
+    /// A job waits for validation.
+    pub validation: Notify,
+    /// A job may have become claimable.
+    pub claim: Notify,
+}
+
+impl AppState {
+    pub(crate) fn new(config: Config, store: Store, stopping: CancellationToken) -> Self {
+        let broker = Broker::new(config.max_inference_requests);
+        Self(Arc::new(Inner { config, store, broker, wake: Wake::default(), stopping }))
+    }
+}
+
+impl Deref for AppState {
+    type Target = Inner;
+
+    fn deref(&self) -> &Inner {
+        &self.0
+    }
+}

@@ -1,0 +1,141 @@
+//! Chat completions on the wire. Of the request, what this server honours is typed; what it does not
+//! (tiers, caches, audio, web search) is accepted and ignored.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use utoipa::ToSchema;
+
+#[derive(Debug, Deserialize, ToSchema)]
+pub(crate) struct CreateCompletion {
+    pub model: String,
+    #[schema(value_type = Vec<Object>)]
+    pub messages: Vec<Value>,
+    /// 0 to 2; 0 is greedy.
+    pub temperature: Option<f64>,
+    /// 0 to 1.
+    pub top_p: Option<f64>,
+    /// 1 to 128.
+    pub n: Option<i64>,
+    pub seed: Option<i64>,
+    /// A string or up to four.
+    #[schema(value_type = Option<Object>)]
+    pub stop: Option<Value>,
+    /// -2 to 2.
+    pub frequency_penalty: Option<f64>,
+    /// -2 to 2.
+    pub presence_penalty: Option<f64>,
+    pub max_completion_tokens: Option<i64>,
+    /// The older name of `max_completion_tokens`.
+    pub max_tokens: Option<i64>,
+    #[schema(value_type = Option<Vec<Object>>)]
+    pub tools: Option<Vec<Value>>,
+    pub stream: Option<bool>,
+    pub stream_options: Option<StreamOptions>,
+}
+
+#[derive(Debug, Deserialize, ToSchema)]
+pub(crate) struct StreamOptions {
+    pub include_usage: Option<bool>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Completion {
+    pub id: String,
+    /// Always `chat.completion`.
+    pub object: &'static str,
+    pub created: i64,
+    pub model: String,
+    pub choices: Vec<Choice>,
+    pub usage: Usage,
+    pub service_tier: &'static str,
+    pub system_fingerprint: String,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Choice {
+    pub index: u32,
+    pub message: AssistantMessage,
+    #[schema(value_type = Option<Object>)]
+    pub logprobs: Option<Value>,
+    /// `stop` or `length`.
+    pub finish_reason: &'static str,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct AssistantMessage {
+    /// Always `assistant`.
+    pub role: &'static str,
+    pub content: String,
+    pub refusal: Option<String>,
+    #[schema(value_type = Vec<Object>)]
+    pub annotations: Vec<Value>,
+}
+
+#[derive(Debug, Clone, Copy, Default, Serialize, ToSchema)]
+pub(crate) struct Usage {
+    pub prompt_tokens: u32,
+    pub completion_tokens: u32,
+    pub total_tokens: u32,
+    pub prompt_tokens_details: PromptTokensDetails,
+    pub completion_tokens_details: CompletionTokensDetails,
+}
+
+impl Usage {
+    pub(crate) fn new(prompt_tokens: u32, completion_tokens: u32) -> Self {
+        let total_tokens = prompt_tokens.saturating_add(completion_tokens);
+        Self { prompt_tokens, completion_tokens, total_tokens, ..Self::default() }
+    }
+}
+
+#[derive(Debug, Clone, Copy, Default, Serialize, ToSchema)]
+pub(crate) struct PromptTokensDetails {
+    pub cached_tokens: u32,
+    pub audio_tokens: u32,
+}
+
+#[derive(Debug, Clone, Copy, Default, Serialize, ToSchema)]
+pub(crate) struct CompletionTokensDetails {
+    pub reasoning_tokens: u32,
+    pub audio_tokens: u32,
+    pub accepted_prediction_tokens: u32,
+    pub rejected_prediction_tokens: u32,
+}
+
+/// One event of a streamed completion.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct CompletionChunk {
+    pub id: String,
+    /// Always `chat.completion.chunk`.
+    pub object: &'static str,
+    pub created: i64,
+    pub model: String,
+    pub choices: Vec<ChunkChoice>,
+    pub service_tier: &'static str,
+    pub system_fingerprint: String,
+    /// Absent without `include_usage`; null in every chunk but the last with it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Usage>)]
+    pub usage: Option<Option<Usage>>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct ChunkChoice {
+    pub index: u32,
+    pub delta: Delta,
+    #[schema(value_type = Option<Object>)]
+    pub logprobs: Option<Value>,
+    pub finish_reason: Option<&'static str>,
+}
+
+/// What a chunk adds: first the role, then text, at last nothing.
+#[derive(Debug, Default, Serialize, ToSchema)]
+pub(crate) struct Delta {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub content: Option<String>,
+    /// Only in the first chunk, and null there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub refusal: Option<Value>,
+}

@@ -1,0 +1,150 @@
+//! Fine-tuning jobs on the wire: the body that creates one, and the object that every call answers with.
+
+use std::collections::BTreeMap;
+
+use domain::hyperparameters::Schedule;
+use domain::plan::LoraConfig;
+use domain::{Hyperparameters, TrainingOptions};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use utoipa::ToSchema;
+
+use super::list::Identified;
+
+/// `POST /fine_tuning/jobs`.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct CreateJob {
+    /// A base model, a tuned model or a checkpoint.
+    pub model: String,
+    /// A file of purpose `fine-tune`.
+    pub training_file: String,
+    pub validation_file: Option<String>,
+    /// At most 64 characters; part of the tuned model's name.
+    pub suffix: Option<String>,
+    /// 0 to 2147483647; drawn and shown when absent.
+    pub seed: Option<i64>,
+    pub method: Option<Method>,
+    /// The older place of the method's hyperparameters; `method` wins over it.
+    #[schema(value_type = Option<Object>)]
+    pub hyperparameters: Option<Value>,
+    #[schema(value_type = Option<Vec<Object>>)]
+    pub integrations: Option<Vec<Integration>>,
+    pub metadata: Option<BTreeMap<String, String>>,
+    /// What this server can set beyond OpenAI's hyperparameters.
+    #[schema(value_type = Option<Object>)]
+    pub finetuned: Option<TrainingOptions>,
+    /// Sent by Azure's clients; without meaning here.
+    #[serde(rename = "trainingType")]
+    #[schema(value_type = Option<Object>)]
+    #[expect(dead_code, reason = "accepted, so that it is no unknown field")]
+    pub training_type: Option<Value>,
+}
+
+/// A training method. Blocks that do not match `type` are ignored, as OpenAI's service ignores them.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Method {
+    /// `supervised`; `dpo` and `reinforcement` are answered with an error.
+    pub r#type: String,
+    pub supervised: Option<MethodBlock>,
+    #[schema(value_type = Option<Object>)]
+    #[expect(dead_code, reason = "accepted, so that it is no unknown field")]
+    pub dpo: Option<Value>,
+    #[schema(value_type = Option<Object>)]
+    #[expect(dead_code, reason = "accepted, so that it is no unknown field")]
+    pub reinforcement: Option<Value>,
+}
+
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct MethodBlock {
+    #[schema(value_type = Option<Object>)]
+    pub hyperparameters: Option<Value>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Integration {
+    pub r#type: String,
+    pub wandb: Option<Wandb>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Wandb {
+    pub project: String,
+    pub name: Option<String>,
+    pub entity: Option<String>,
+    pub tags: Option<Vec<String>>,
+}
+
+/// A job. Every key is always there: strict clients refuse a job that lacks one.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Job {
+    #[schema(example = "ftjob-0123456789abcdefABCDEF")]
+    pub id: String,
+    /// Always `fine_tuning.job`.
+    pub object: &'static str,
+    pub model: String,
+    pub created_at: i64,
+    pub finished_at: Option<i64>,
+    pub fine_tuned_model: Option<String>,
+    pub organization_id: String,
+    pub result_files: Vec<String>,
+    /// `validating_files`, `queued`, `running`, `paused`, `succeeded`, `failed` or `cancelled`.
+    pub status: &'static str,
+    pub validation_file: Option<String>,
+    pub training_file: String,
+    #[schema(value_type = Object)]
+    pub hyperparameters: Hyperparameters,
+    pub trained_tokens: Option<u64>,
+    pub error: Option<JobError>,
+    pub user_provided_suffix: Option<String>,
+    pub seed: i64,
+    pub estimated_finish: Option<i64>,
+    #[schema(value_type = Vec<Object>)]
+    pub integrations: Value,
+    #[schema(value_type = Option<Object>)]
+    pub metadata: Option<Value>,
+    #[schema(value_type = Option<Object>)]
+    pub usage_metrics: Option<Value>,
+    pub shared_with_openai: bool,
+    #[schema(value_type = Object)]
+    pub method: Value,
+    /// What this server resolved beyond OpenAI's hyperparameters; null until the files are validated.
+    #[schema(value_type = Option<Object>)]
+    pub finetuned: Option<Resolved>,
+}
+
+impl Identified for Job {
+    fn id(&self) -> &str {
+        &self.id
+    }
+}
+
+/// Why a job failed.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct JobError {
+    pub code: String,
+    pub message: String,
+    pub param: Option<String>,
+}
+
+/// The resolved training options of a job.
+#[derive(Debug, Serialize)]
+pub(crate) struct Resolved {
+    pub learning_rate: f64,
+    pub schedule: Schedule,
+    pub warmup_steps: u64,
+    pub weight_decay: f64,
+    pub max_grad_norm: f64,
+    pub max_seq_len: u32,
+    pub micro_batch_tokens: u32,
+    pub checkpoint_steps: u64,
+    pub lora: LoraConfig,
+    /// What the files hold: examples, tokens, truncated rows.
+    pub dataset: Option<Value>,
+    /// Jobs of the project that run before this one; only for a queued job, asked for by its id.
+    pub queue_position: Option<u64>,
+}

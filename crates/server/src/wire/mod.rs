@@ -1,0 +1,10 @@
+//! The shapes of the wire, in OpenAI's names and field order. They import nothing of the store's;
+//! `convert` is where they meet rows.
+
+pub(crate) mod completion;
+pub(crate) mod error;
+pub(crate) mod event;
+pub(crate) mod file;
+pub(crate) mod job;
+pub(crate) mod list;
+pub(crate) mod model;
