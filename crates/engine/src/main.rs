@@ -1,1 +1,204 @@
-fn main() {}
+//! The program `finetuned-engine`: loads one base model, then obeys the lines on its standard input.
+//!
+//! Exit codes: 0 at the end of the input, 2 when it cannot start (one line on standard error says why), 3
+//! when its device is lost.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use dataset::ChatTokenizer;
+use domain::engine::Reply;
+use engine::protocol::{Replies, read_commands};
+use engine::scheduler::Scheduler;
+use model::Decoder;
+use tch::{Cuda, Device};
+
+const USAGE: &str = "\
+usage: finetuned-engine --model FOLDER [--device cpu|cuda:N] [--threads N]
+
+Trains and answers with one base model. Commands are JSON lines on standard input, replies JSON lines on
+standard output; started by a worker, not by hand.
+
+  --model FOLDER   the base model: config.json, model.safetensors, tokenizer.json, ...
+  --device DEVICE  cpu (default) or cuda:N
+  --threads N      CPU threads (default: all cores)";
+
+const EXIT_CANNOT_START: u8 = 2;
+const EXIT_LOST: u8 = 3;
+
+fn main() -> ExitCode {
+    // Before anything of libtorch runs: its CUDA part registers itself when it is loaded.
+    let cuda = kernels::load_cuda();
+    let (decoder, tokenizer) = match start(cuda) {
+        Ok(Some(loaded)) => loaded,
+        Ok(None) => return ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("finetuned-engine: {error:#}");
+            return ExitCode::from(EXIT_CANNOT_START);
+        }
+    };
+    match serve(&decoder, &Arc::new(tokenizer)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("finetuned-engine: {error:#}");
+            ExitCode::from(EXIT_LOST)
+        }
+    }
+}
+
+fn serve(decoder: &Decoder, tokenizer: &Arc<ChatTokenizer>) -> Result<()> {
+    let (inputs, received) = channel();
+    let mut replies = Replies::new(io::stdout().lock());
+    let spec = decoder.spec();
+    replies.send(&Reply::Ready {
+        model_type: spec.model_type.clone(),
+        parameters: decoder.parameters(),
+        device: device_name(decoder.device()),
+        context_length: u32::try_from(spec.max_position_embeddings).unwrap_or(u32::MAX),
+    })?;
+    read_commands(inputs.clone());
+    Scheduler::new(decoder, tokenizer, inputs, replies).run(&received)
+}
+
+/// Everything up to `Ready`; none when only the usage was asked for.
+fn start(cuda: Result<bool, String>) -> Result<Option<(Decoder, ChatTokenizer)>> {
+    let Some(options) = Options::parse(std::env::args().skip(1))? else {
+        println!("{USAGE}");
+        return Ok(None);
+    };
+    let device = usable_device(options.device, cuda)?;
+    let threads = match options.threads {
+        Some(threads) => threads,
+        None => std::thread::available_parallelism().map_or(1, |cores| cores.get()),
+    };
+    tch::set_num_threads(i32::try_from(threads).context("--threads is too large")?);
+    tch::set_num_interop_threads(1);
+    kernels::set_threads(threads);
+    let began = Instant::now();
+    let loaded = load(&options.model, device)?;
+    eprintln!("loaded {} in {:.1} s", options.model.display(), began.elapsed().as_secs_f64());
+    Ok(Some(loaded))
+}
+
+fn load(folder: &Path, device: Device) -> Result<(Decoder, ChatTokenizer)> {
+    if !folder.is_dir() {
+        bail!("--model {}: no such folder", folder.display());
+    }
+    let tokenizer = ChatTokenizer::from_folder(folder)
+        .with_context(|| format!("the tokenizer of {} cannot be loaded", folder.display()))?;
+    // A damaged weight file can fail inside libtorch, whose errors are panics.
+    let decoder = engine::failure::guard(|| Decoder::load(folder, device))
+        .map_err(|fault| anyhow::anyhow!(fault.message().to_owned()))
+        .and_then(|loaded| Ok(loaded?))
+        .with_context(|| format!("the model {} cannot be loaded", folder.display()))?;
+    Ok((decoder, tokenizer))
+}
+
+struct Options {
+    model: PathBuf,
+    device: Device,
+    threads: Option<usize>,
+}
+
+impl Options {
+    /// None when the usage is asked for.
+    fn parse(mut args: impl Iterator<Item = String>) -> Result<Option<Self>> {
+        let (mut model, mut device, mut threads) = (None, Device::Cpu, None);
+        while let Some(name) = args.next() {
+            if matches!(name.as_str(), "-h" | "--help") {
+                return Ok(None);
+            }
+            let value = args.next();
+            let value = || value.with_context(|| format!("{name} needs a value; see --help"));
+            match name.as_str() {
+                "--model" => model = Some(PathBuf::from(value()?)),
+                "--device" => device = parse_device(&value()?)?,
+                "--threads" => threads = Some(parse_threads(&value()?)?),
+                _ => bail!("unknown argument '{name}'; see --help"),
+            }
+        }
+        let model = model.context("--model is missing; see --help")?;
+        Ok(Some(Self { model, device, threads }))
+    }
+}
+
+fn parse_device(text: &str) -> Result<Device> {
+    match text.strip_prefix("cuda") {
+        None if text == "cpu" => Ok(Device::Cpu),
+        Some("") => Ok(Device::Cuda(0)),
+        Some(number) => number
+            .strip_prefix(':')
+            .and_then(|number| number.parse().ok())
+            .map(Device::Cuda)
+            .with_context(|| format!("--device {text}: expected cpu or cuda:N")),
+        None => bail!("--device {text}: expected cpu or cuda:N"),
+    }
+}
+
+fn parse_threads(text: &str) -> Result<usize> {
+    match text.parse() {
+        Ok(threads) if (1..=1024).contains(&threads) => Ok(threads),
+        _ => bail!("--threads {text}: expected a number from 1 to 1024"),
+    }
+}
+
+fn usable_device(device: Device, cuda: Result<bool, String>) -> Result<Device> {
+    let Device::Cuda(number) = device else { return Ok(device) };
+    match cuda {
+        Err(reason) => bail!("--device cuda:{number}: {reason}"),
+        Ok(false) => bail!("--device cuda:{number}: this installation's libtorch has no CUDA part"),
+        Ok(true) => {}
+    }
+    let count = Cuda::device_count();
+    if !usize::try_from(count).is_ok_and(|count| number < count) {
+        bail!("--device cuda:{number}: libtorch sees {count} CUDA devices");
+    }
+    Ok(device)
+}
+
+fn device_name(device: Device) -> String {
+    match device {
+        Device::Cpu => "cpu".to_owned(),
+        Device::Cuda(number) => format!("cuda:{number}"),
+        other => format!("{other:?}").to_lowercase(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<Option<Options>> {
+        Options::parse(args.iter().map(|arg| arg.to_string()))
+    }
+
+    #[test]
+    fn arguments_are_read_or_refused_by_name() {
+        let options = parse(&["--model", "m", "--device", "cuda:1", "--threads", "2"]);
+        let options = options.unwrap().unwrap();
+        assert_eq!((options.device, options.threads), (Device::Cuda(1), Some(2)));
+        assert!(parse(&["--help"]).unwrap().is_none());
+        for (args, word) in [
+            (&["--device", "cpu"][..], "--model"),
+            (&["--model"], "--model needs a value"),
+            (&["--model", "m", "--device", "gpu"], "expected cpu or cuda:N"),
+            (&["--model", "m", "--threads", "0"], "from 1 to 1024"),
+            (&["--model", "m", "--fast", "1"], "unknown argument '--fast'"),
+        ] {
+            let Err(error) = parse(args) else { panic!("{args:?} was accepted") };
+            assert!(error.to_string().contains(word), "{args:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_device_that_is_not_there_is_refused() {
+        assert_eq!(usable_device(Device::Cpu, Ok(false)).unwrap(), Device::Cpu);
+        let error = usable_device(Device::Cuda(0), Ok(false)).unwrap_err();
+        assert!(error.to_string().contains("no CUDA part"), "{error}");
+    }
+}

@@ -1,0 +1,126 @@
+//! Loss and accuracy on the validation file: a rotating batch on every tenth step, the whole file at the end
+//! of an epoch.
+//!
+//! Like a step, an evaluation is taken one micro-batch at a time. It changes nothing of the run.
+
+use std::collections::VecDeque;
+
+use dataset::Dataset;
+use domain::report::StepMetrics;
+use model::{Adapter, Batch, BatchError, Decoder, LossSum};
+
+use super::step::micro_batches;
+
+/// Steps between evaluations of a batch.
+const EVERY_STEPS: u64 = 10;
+/// Examples that are packed at a time, so that a large file is not copied whole.
+const PACKED_AT_ONCE: usize = 64;
+
+/// What an evaluation covers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extent {
+    /// `count` examples from `start` on, going round at the end of the file.
+    Batch {
+        start: usize,
+        count: usize,
+    },
+    Full,
+}
+
+/// The evaluations that are due after `step` (from 1) on a file of `examples`, cheap one first.
+pub fn due(step: u64, ends_epoch: bool, examples: usize, batch_size: usize) -> Vec<Extent> {
+    let mut extents = Vec::new();
+    if examples > 0 && step.is_multiple_of(EVERY_STEPS) {
+        let count = batch_size.min(examples);
+        let batches_before = step / EVERY_STEPS - 1;
+        let start = (batches_before % examples as u64) as usize * batch_size % examples;
+        extents.push(Extent::Batch { start, count });
+    }
+    if examples > 0 && ends_epoch {
+        extents.push(Extent::Full);
+    }
+    extents
+}
+
+/// An evaluation in hand.
+#[derive(Debug)]
+pub struct Evaluation {
+    extent: Extent,
+    /// Examples taken so far.
+    taken: usize,
+    packed: VecDeque<Batch>,
+    sum: LossSum,
+}
+
+impl Evaluation {
+    pub fn new(extent: Extent) -> Self {
+        Self { extent, taken: 0, packed: VecDeque::new(), sum: LossSum::default() }
+    }
+
+    pub fn extent(&self) -> Extent {
+        self.extent
+    }
+
+    /// Evaluates one micro-batch; true while more are left.
+    ///
+    /// # Errors
+    /// A batch that does not fit the model.
+    pub fn micro_batch(
+        &mut self,
+        decoder: &Decoder,
+        adapter: &Adapter,
+        data: &Dataset,
+        micro_batch_tokens: usize,
+    ) -> Result<bool, BatchError> {
+        let (start, count) = match self.extent {
+            Extent::Batch { start, count } => (start, count),
+            Extent::Full => (0, data.examples.len()),
+        };
+        while self.packed.is_empty() && self.taken < count {
+            let upto = count.min(self.taken + PACKED_AT_ONCE);
+            let row = |n: usize| &data.examples[(start + n) % data.examples.len()];
+            let examples: Vec<_> = (self.taken..upto).map(row).collect();
+            self.packed = micro_batches(&examples, micro_batch_tokens).into();
+            self.taken = upto;
+        }
+        if let Some(batch) = self.packed.pop_front() {
+            self.sum += decoder.evaluate(&batch, Some(adapter))?;
+        }
+        Ok(!self.packed.is_empty() || self.taken < count)
+    }
+
+    /// Enters the means into the step's metrics. A mean that is not a finite number is left out.
+    pub fn record(&self, metrics: &mut StepMetrics) {
+        let targets = self.sum.targets as f64;
+        let loss = Some(self.sum.loss / targets).filter(|loss| loss.is_finite());
+        let accuracy = loss.map(|_| self.sum.correct as f64 / targets);
+        match self.extent {
+            Extent::Batch { .. } => {
+                metrics.valid_loss = loss;
+                metrics.valid_mean_token_accuracy = accuracy;
+            }
+            Extent::Full => {
+                metrics.full_valid_loss = loss;
+                metrics.full_valid_mean_token_accuracy = accuracy;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_rotate_through_the_file_and_epoch_ends_take_it_whole() {
+        let batch = |start, count| Extent::Batch { start, count };
+        assert_eq!(due(9, false, 10, 4), []);
+        assert_eq!(due(10, false, 10, 4), [batch(0, 4)]);
+        assert_eq!(due(20, false, 10, 4), [batch(4, 4)]);
+        assert_eq!(due(30, false, 10, 4), [batch(8, 4)]);
+        assert_eq!(due(40, false, 10, 4), [batch(2, 4)]);
+        assert_eq!(due(10, true, 3, 4), [batch(0, 3), Extent::Full]);
+        assert_eq!(due(7, true, 3, 4), [Extent::Full]);
+        assert_eq!(due(10, true, 0, 4), []);
+    }
+}

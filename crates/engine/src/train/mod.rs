@@ -1,0 +1,436 @@
+//! A run: set up from a plan or a checkpoint, then turn by turn to its end.
+//!
+//! One turn is one micro-batch, of a step ([`step`]) or of an evaluation ([`evaluate`]). What happens once in
+//! a while (evaluations, reports, checkpoints, the end) happens here, around the step. The run writes
+//! checkpoint folders and returns everything else that it has to say; who hears it is the scheduler's part.
+
+pub mod checkpoint;
+mod evaluate;
+mod metrics;
+mod optimizer;
+mod prepare;
+mod schedule;
+mod step;
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use dataset::Dataset;
+use domain::id::JobId;
+use domain::plan::TrainingPlan;
+use domain::report::{
+    CheckpointKind, CheckpointReport, Level, RunFailure, RunReport, RunStarted, StepMetrics,
+};
+use model::{Adapter, Decoder, Gradients, LoraOptions};
+
+use self::checkpoint::{Best, CheckpointError, State};
+use self::evaluate::Evaluation;
+use self::metrics::{Speed, epochs_done, tokens_per_second};
+use self::optimizer::Optimizer;
+pub use self::prepare::{Prepared, prepare};
+use self::step::{StepInHand, StepNumbers, Training};
+use crate::failure::{permanent, retryable};
+use crate::seed::{Purpose, derive};
+
+/// Steps in a row that may be skipped because their loss or gradient is not finite.
+const SKIPS_ALLOWED: u32 = 3;
+/// Checkpoints in a row that may fail to be written before the run gives up.
+const MISSES_ALLOWED: u32 = 2;
+
+/// Something that a turn led to, in order.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Happened {
+    Report(RunReport),
+    Checkpoint(CheckpointReport),
+    /// All steps are done.
+    Finished,
+    /// The stop that was asked for.
+    Stopped,
+    /// The run is over, and this is why.
+    Failed(RunFailure),
+}
+
+impl Happened {
+    /// True for a run's last words.
+    pub fn ends_run(&self) -> bool {
+        matches!(self, Self::Finished | Self::Stopped | Self::Failed(_))
+    }
+}
+
+/// One training run.
+#[derive(Debug)]
+pub struct Run {
+    plan: TrainingPlan,
+    training: Training,
+    validation: Option<Dataset>,
+    /// Step, cursor and updates are kept in `training` and entered when the state is written.
+    state: State,
+    phase: Phase,
+    speed: Speed,
+    /// When the last step was concluded.
+    concluded: Instant,
+    announced: bool,
+    stopping: bool,
+    halved: bool,
+    missed_checkpoints: u32,
+    /// The step of the newest checkpoint, the one that this attempt began with included.
+    saved_step: u64,
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// No step in hand: what a checkpoint holds is consistent.
+    Between,
+    Stepping {
+        step: StepInHand,
+        began: Instant,
+    },
+    /// The step is done; its metrics wait for the evaluations that are due. None: it was skipped.
+    Evaluating {
+        metrics: Option<Box<StepMetrics>>,
+        due: VecDeque<Evaluation>,
+    },
+    /// Inside an update; seen from outside only when that panicked.
+    Updating,
+}
+
+/// A finished step's metrics, none when it was skipped, and the evaluations that they wait for.
+type Counted = (Option<Box<StepMetrics>>, VecDeque<Evaluation>);
+
+impl Run {
+    /// Sets up adapter and optimizer, new or from the plan's checkpoint.
+    ///
+    /// # Errors
+    /// An adapter that the model cannot carry; a checkpoint that is damaged or belongs to another plan.
+    pub fn new(prepared: Prepared, decoder: &Decoder) -> Result<Self, RunFailure> {
+        let Prepared { plan, training: data, validation, fingerprint } = prepared;
+        let h = plan.hyperparameters.clone();
+        let (mut state, adapter, optimizer) = match &plan.resume_from {
+            Some(folder) => {
+                checkpoint::read(folder, &fingerprint, decoder).map_err(cannot_resume)?
+            }
+            None => {
+                let adapter = new_adapter(&plan, decoder)?;
+                let optimizer = Optimizer::new(adapter.len(), decoder.device());
+                (State::new(&plan, fingerprint), adapter, optimizer)
+            }
+        };
+        state.fence = plan.fence;
+        let saved_step = state.step;
+        let training = Training {
+            total_steps: u64::from(h.n_epochs) * data.steps_per_epoch(h.batch_size as usize),
+            micro_batch_tokens: h.micro_batch_tokens as usize,
+            gradients: Gradients::zeros(&adapter),
+            adapter,
+            optimizer,
+            step: state.step,
+            cursor: state.cursor.clone(),
+            hyperparameters: h,
+            data,
+        };
+        Ok(Self {
+            plan,
+            training,
+            validation,
+            state,
+            phase: Phase::Between,
+            speed: Speed::default(),
+            concluded: Instant::now(),
+            announced: false,
+            stopping: false,
+            halved: false,
+            missed_checkpoints: 0,
+            saved_step,
+        })
+    }
+
+    pub fn job_id(&self) -> &JobId {
+        &self.plan.job_id
+    }
+
+    /// Ends the run after the step in hand, with a checkpoint if any step was done since the last one.
+    pub fn stop(&mut self) {
+        self.stopping = true;
+    }
+
+    /// Does one micro-batch, and what is due after it. After what [ends the run](Happened::ends_run) there are
+    /// no more turns.
+    pub fn turn(&mut self, decoder: &Decoder) -> Vec<Happened> {
+        let mut happened = Vec::new();
+        if let Err(failure) = self.micro_batch(decoder, &mut happened) {
+            happened.push(Happened::Failed(failure));
+        }
+        happened
+    }
+
+    fn micro_batch(
+        &mut self,
+        decoder: &Decoder,
+        happened: &mut Vec<Happened>,
+    ) -> Result<(), RunFailure> {
+        if matches!(self.phase, Phase::Between) {
+            if self.stopping || self.is_complete() {
+                return self.end(happened);
+            }
+            if !self.announced {
+                happened.push(self.announcement());
+                self.announced = true;
+                self.concluded = Instant::now();
+            }
+            let step = self.training.begin_step();
+            self.phase = Phase::Stepping { step, began: Instant::now() };
+        }
+        let more = match &mut self.phase {
+            Phase::Stepping { step, .. } => self.training.micro_batch(decoder, step),
+            Phase::Evaluating { due, .. } => match (due.front_mut(), &self.validation) {
+                (Some(evaluation), Some(data)) => evaluation.micro_batch(
+                    decoder,
+                    &self.training.adapter,
+                    data,
+                    self.training.micro_batch_tokens,
+                ),
+                _ => Ok(false),
+            },
+            Phase::Between | Phase::Updating => Ok(false),
+        };
+        let more = more.map_err(|error| permanent("internal_error", None, error.to_string()))?;
+        if more { Ok(()) } else { self.advance(happened) }
+    }
+
+    /// Goes on from a phase whose last micro-batch is done.
+    fn advance(&mut self, happened: &mut Vec<Happened>) -> Result<(), RunFailure> {
+        let (metrics, due) = match std::mem::replace(&mut self.phase, Phase::Updating) {
+            Phase::Stepping { step, began } => {
+                let numbers = self.training.finish_step(step);
+                self.count(numbers, began.elapsed(), happened)?
+            }
+            Phase::Evaluating { mut metrics, mut due } => {
+                if let (Some(metrics), Some(done)) = (&mut metrics, due.pop_front()) {
+                    done.record(metrics);
+                }
+                (metrics, due)
+            }
+            Phase::Between | Phase::Updating => (None, VecDeque::new()),
+        };
+        if due.is_empty() {
+            self.conclude(metrics, happened)
+        } else {
+            self.phase = Phase::Evaluating { metrics, due };
+            Ok(())
+        }
+    }
+
+    /// Enters a finished step into the books; a step that updated nothing has no metrics.
+    fn count(
+        &mut self,
+        numbers: StepNumbers,
+        elapsed: Duration,
+        happened: &mut Vec<Happened>,
+    ) -> Result<Counted, RunFailure> {
+        self.state.trained_tokens += numbers.tokens;
+        let step = self.training.step;
+        if !numbers.is_finite() {
+            self.state.skipped_in_a_row += 1;
+            let skipped = self.state.skipped_in_a_row;
+            let what = if numbers.loss.is_finite() { "gradient" } else { "loss" };
+            if skipped > SKIPS_ALLOWED {
+                return Err(diverged(step, what, skipped));
+            }
+            happened.push(warning(format!(
+                "Step {step}: the {what} is not a finite number, so its batch was skipped \
+                 ({skipped} of at most {SKIPS_ALLOWED} in a row)."
+            )));
+            return Ok((None, VecDeque::new()));
+        }
+        self.state.skipped_in_a_row = 0;
+        let metrics = StepMetrics {
+            step,
+            total_steps: self.training.total_steps,
+            epoch: epochs_done(step, self.steps_per_epoch()),
+            train_loss: numbers.loss,
+            train_mean_token_accuracy: numbers.accuracy,
+            learning_rate: numbers.learning_rate,
+            grad_norm: numbers.grad_norm,
+            tokens: numbers.tokens,
+            target_tokens: numbers.target_tokens,
+            trained_tokens: self.state.trained_tokens,
+            tokens_per_second: tokens_per_second(numbers.tokens, elapsed),
+            ..StepMetrics::default()
+        };
+        let examples = self.validation.as_ref().map_or(0, |data| data.examples.len());
+        let batch_size = self.training.hyperparameters.batch_size as usize;
+        let extents = evaluate::due(step, self.ends_epoch(), examples, batch_size);
+        Ok((Some(Box::new(metrics)), extents.into_iter().map(Evaluation::new).collect()))
+    }
+
+    /// The step and its evaluations are done: report, write the checkpoint that is due, end if it is time.
+    fn conclude(
+        &mut self,
+        metrics: Option<Box<StepMetrics>>,
+        happened: &mut Vec<Happened>,
+    ) -> Result<(), RunFailure> {
+        self.phase = Phase::Between;
+        self.speed.record(self.concluded.elapsed());
+        self.concluded = Instant::now();
+        if let Some(mut metrics) = metrics {
+            let steps_left = self.training.total_steps - self.training.step;
+            metrics.seconds_left = self.speed.seconds_for(steps_left);
+            self.note_best(&metrics);
+            self.state.metrics = (*metrics).clone();
+            happened.push(Happened::Report(RunReport::Step(*metrics)));
+        }
+        let every = self.training.hyperparameters.checkpoint_steps;
+        if self.is_complete() {
+            return self.end(happened);
+        } else if self.ends_epoch() {
+            self.checkpoint(CheckpointKind::Epoch, happened)?;
+        } else if every > 0 && self.training.step.is_multiple_of(every) {
+            self.checkpoint(CheckpointKind::Resume, happened)?;
+        }
+        if self.stopping { self.end(happened) } else { Ok(()) }
+    }
+
+    fn note_best(&mut self, metrics: &StepMetrics) {
+        if let Some(loss) = metrics.full_valid_loss
+            && self.state.best.is_none_or(|best| loss < best.full_valid_loss)
+        {
+            self.state.best = Some(Best { step: metrics.step, full_valid_loss: loss });
+        }
+    }
+
+    /// The run's last words: the final checkpoint, or the one that a stop asks for.
+    fn end(&mut self, happened: &mut Vec<Happened>) -> Result<(), RunFailure> {
+        if self.is_complete() {
+            self.checkpoint(CheckpointKind::Final, happened)?;
+            happened.push(Happened::Finished);
+        } else {
+            if self.training.step > self.saved_step {
+                self.checkpoint(CheckpointKind::Resume, happened)?;
+            }
+            happened.push(Happened::Stopped);
+        }
+        Ok(())
+    }
+
+    /// Writes a checkpoint. One that fails is told and passed over, unless it is the result itself or the
+    /// third in a row.
+    fn checkpoint(
+        &mut self,
+        kind: CheckpointKind,
+        happened: &mut Vec<Happened>,
+    ) -> Result<(), RunFailure> {
+        let (training, step) = (&self.training, self.training.step);
+        self.state.step = step;
+        self.state.updates = training.optimizer.updates();
+        self.state.cursor = training.cursor.clone();
+        let (adapter, optimizer) = (&training.adapter, &training.optimizer);
+        match checkpoint::write(&self.plan, kind, &self.state, adapter, optimizer) {
+            Ok(dir) => {
+                self.missed_checkpoints = 0;
+                self.saved_step = step;
+                happened.push(Happened::Checkpoint(CheckpointReport {
+                    step,
+                    kind,
+                    dir,
+                    trained_tokens: self.state.trained_tokens,
+                    metrics: self.state.metrics.clone(),
+                }));
+                Ok(())
+            }
+            Err(error) => {
+                let message =
+                    format!("The checkpoint of step {step} could not be written: {error}");
+                self.missed_checkpoints += 1;
+                if kind == CheckpointKind::Final || self.missed_checkpoints > MISSES_ALLOWED {
+                    return Err(retryable("checkpoint_failed", message));
+                }
+                happened.push(warning(message + ". Training goes on; earlier checkpoints stay."));
+                Ok(())
+            }
+        }
+    }
+
+    /// Memory ran out in a turn: once in a run, takes the step or evaluation in hand again with half the
+    /// tokens per micro-batch. None when that cannot help.
+    pub fn relieve(&mut self) -> Option<Happened> {
+        let before = self.training.micro_batch_tokens;
+        if self.halved || before < 2 {
+            return None;
+        }
+        match &mut self.phase {
+            Phase::Stepping { .. } => {
+                self.training.abandon_step();
+                self.phase = Phase::Between;
+            }
+            Phase::Evaluating { due, .. } => {
+                due.iter_mut()
+                    .for_each(|evaluation| *evaluation = Evaluation::new(evaluation.extent()));
+            }
+            Phase::Between | Phase::Updating => return None,
+        }
+        self.halved = true;
+        self.training.micro_batch_tokens = before / 2;
+        Some(warning(format!(
+            "Memory ran out with micro_batch_tokens {before}; going on with {}.",
+            before / 2
+        )))
+    }
+
+    fn announcement(&self) -> Happened {
+        let data = &self.training.data;
+        Happened::Report(RunReport::Started(RunStarted {
+            completed_steps: self.training.step,
+            total_steps: self.training.total_steps,
+            train_examples: data.examples.len() as u64,
+            valid_examples: self.validation.as_ref().map_or(0, |data| data.examples.len() as u64),
+            tokens_per_epoch: data.examples.iter().map(|e| e.input_ids.len() as u64).sum(),
+            trainable_parameters: self.training.adapter.len() as u64,
+        }))
+    }
+
+    fn steps_per_epoch(&self) -> u64 {
+        self.training.data.steps_per_epoch(self.training.hyperparameters.batch_size as usize)
+    }
+
+    fn is_complete(&self) -> bool {
+        self.training.step >= self.training.total_steps
+    }
+
+    fn ends_epoch(&self) -> bool {
+        self.training.step.is_multiple_of(self.steps_per_epoch())
+    }
+}
+
+fn new_adapter(plan: &TrainingPlan, decoder: &Decoder) -> Result<Adapter, RunFailure> {
+    let lora = &plan.hyperparameters.lora;
+    let options = LoraOptions {
+        rank: i64::from(lora.rank),
+        alpha: lora.alpha,
+        dropout: lora.dropout,
+        target_modules: lora.target_modules.clone(),
+    };
+    let seed = derive(plan.hyperparameters.seed, Purpose::AdapterInit, 0, 0);
+    Adapter::init(decoder, &options, seed)
+        .map_err(|error| permanent("invalid_hyperparameters", Some("lora"), error.to_string()))
+}
+
+fn cannot_resume(error: CheckpointError) -> RunFailure {
+    match &error {
+        CheckpointError::Mismatch { field, .. } => {
+            permanent("checkpoint_mismatch", Some(field), error.to_string())
+        }
+        _ => permanent("invalid_checkpoint", None, error.to_string()),
+    }
+}
+
+fn diverged(step: u64, what: &str, skipped: u32) -> RunFailure {
+    let message = format!(
+        "Training diverged: the {what} was not a finite number in {skipped} steps in a row, the last \
+         of them step {step}. Lower the learning rate (learning_rate_multiplier)."
+    );
+    permanent("loss_diverged", Some("learning_rate_multiplier"), message)
+}
+
+fn warning(message: String) -> Happened {
+    Happened::Report(RunReport::Message { level: Level::Warn, message })
+}

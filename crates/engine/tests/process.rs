@@ -1,0 +1,376 @@
+//! The program itself over its standard input and output, as a worker drives it.
+
+mod common;
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command as Process, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use std::time::Duration;
+
+use common::{CONTEXT, Folder, plan, write_model};
+use domain::engine::{Command, FinishReason, GenerateRequest, GenerationEvent, Reply, Sampling};
+use domain::id::JobId;
+use domain::plan::TrainingPlan;
+use domain::report::{RunFailure, RunReport};
+use serde_json::json;
+
+/// Nothing here takes a tenth of this; a test that waits longer is stuck.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+struct Engine {
+    child: Child,
+    input: Option<ChildStdin>,
+    replies: Receiver<Reply>,
+}
+
+impl Engine {
+    /// Starts the program and takes its `Ready`.
+    fn start(model: &Path) -> Self {
+        let mut child = engine(&["--model", model.to_str().unwrap(), "--threads", "1"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (sender, replies) = channel();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        thread::spawn(move || {
+            for line in output.lines().map_while(Result::ok) {
+                let reply =
+                    serde_json::from_str(&line).expect("standard output holds replies only");
+                if sender.send(reply).is_err() {
+                    break;
+                }
+            }
+        });
+        let input = child.stdin.take();
+        let engine = Self { child, input, replies };
+        let ready = engine.reply();
+        let Reply::Ready { model_type, device, context_length, parameters } = ready else {
+            panic!("{ready:?}");
+        };
+        assert_eq!((model_type.as_str(), device.as_str()), ("llama", "cpu"));
+        assert_eq!(context_length as usize, CONTEXT);
+        assert!(parameters > 10_000);
+        engine
+    }
+
+    fn line(&mut self, line: &str) {
+        writeln!(self.input.as_mut().unwrap(), "{line}").unwrap();
+    }
+
+    fn send(&mut self, command: &Command) {
+        self.line(&serde_json::to_string(command).unwrap());
+    }
+
+    fn train(&mut self, plan: &TrainingPlan) {
+        self.send(&Command::Train { plan: Box::new(plan.clone()) });
+    }
+
+    fn ask(&mut self, id: &str, text: &str, sampling: Sampling) {
+        let request = GenerateRequest {
+            id: id.to_owned(),
+            adapter: None,
+            messages: vec![json!({"role": "user", "content": text})],
+            tools: Vec::new(),
+            sampling,
+        };
+        self.send(&Command::Generate { request: Box::new(request) });
+    }
+
+    fn reply(&self) -> Reply {
+        self.replies.recv_timeout(PATIENCE).expect("the engine answers")
+    }
+
+    /// Replies up to and with the first that `is_last`.
+    fn replies_until(&self, is_last: impl Fn(&Reply) -> bool) -> Vec<Reply> {
+        let mut replies = vec![self.reply()];
+        while !is_last(replies.last().unwrap()) {
+            replies.push(self.reply());
+        }
+        replies
+    }
+
+    fn answer(&self, id: &str) -> Answer {
+        let is_end = |reply: &Reply| match reply {
+            Reply::Generation { id: of, event } => {
+                let over = GenerationEvent::Done { prompt_tokens: 0, completion_tokens: 0 };
+                let failed = matches!(event, GenerationEvent::Failed { .. });
+                let same = std::mem::discriminant(event) == std::mem::discriminant(&over);
+                of == id && (same || failed)
+            }
+            _ => false,
+        };
+        Answer::of(id, &self.replies_until(is_end))
+    }
+
+    fn failure_of(&self, job: &str) -> RunFailure {
+        let of_job = |reply: &Reply| matches!(reply, Reply::RunFailed { job_id, .. } if job_id.as_str() == job);
+        match self.replies_until(of_job).pop() {
+            Some(Reply::RunFailed { failure, .. }) => failure,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Closes the input and waits for the end.
+    fn end(mut self) -> ExitStatus {
+        drop(self.input.take());
+        self.child.wait().unwrap()
+    }
+}
+
+fn engine(args: &[&str]) -> Process {
+    let mut process = Process::new(env!("CARGO_BIN_EXE_finetuned-engine"));
+    process.args(args).env("OMP_WAIT_POLICY", "passive");
+    process
+}
+
+#[derive(Debug, Default, PartialEq)]
+struct Answer {
+    texts: Vec<String>,
+    reasons: Vec<FinishReason>,
+    prompt_tokens: u32,
+    completion_tokens: u32,
+    failure: Option<(String, String)>,
+}
+
+impl Answer {
+    fn of(wanted: &str, replies: &[Reply]) -> Self {
+        let mut answer = Self::default();
+        for reply in replies {
+            let Reply::Generation { id, event } = reply else { continue };
+            if id != wanted {
+                continue;
+            }
+            match event {
+                GenerationEvent::Started { .. } => {}
+                GenerationEvent::Delta { index, text } => {
+                    let index = *index as usize;
+                    answer.texts.resize(answer.texts.len().max(index + 1), String::new());
+                    answer.texts[index].push_str(text);
+                }
+                GenerationEvent::Finished { reason, .. } => answer.reasons.push(*reason),
+                GenerationEvent::Done { prompt_tokens, completion_tokens } => {
+                    answer.prompt_tokens = *prompt_tokens;
+                    answer.completion_tokens = *completion_tokens;
+                }
+                GenerationEvent::Failed { failure } => {
+                    answer.failure = Some((failure.code.clone(), failure.message.clone()));
+                }
+            }
+        }
+        answer
+    }
+}
+
+fn tokens(max_tokens: u32) -> Sampling {
+    Sampling { seed: Some(3), max_tokens: Some(max_tokens), ..Sampling::default() }
+}
+
+fn model() -> Folder {
+    let folder = Folder::new();
+    write_model(folder.path(), None);
+    folder
+}
+
+#[test]
+fn it_trains_and_answers_at_the_same_time() {
+    let (model, output) = (model(), Folder::new());
+    let mut engine = Engine::start(model.path());
+    let mut long = plan(&output, "long");
+    long.hyperparameters.n_epochs = 40;
+    engine.train(&long);
+    engine.replies_until(|reply| matches!(reply, Reply::Run { report: RunReport::Step(_), .. }));
+    engine.ask("a", "Hello", tokens(20));
+    let finished = |reply: &Reply| matches!(reply, Reply::RunFinished { .. });
+    let replies = engine.replies_until(finished);
+    let answer = Answer::of("a", &replies);
+    assert!(answer.completion_tokens > 0, "no answer while the run went on: {answer:?}");
+    assert!(replies.iter().any(|reply| matches!(reply, Reply::Checkpoint { .. })));
+    assert!(engine.end().success());
+}
+
+#[test]
+fn a_tuned_adapter_answers_what_it_was_taught() {
+    let (model, output) = (model(), Folder::new());
+    let mut engine = Engine::start(model.path());
+    let mut taught = plan(&output, "taught");
+    taught.hyperparameters.n_epochs = 60;
+    engine.train(&taught);
+    let replies = engine.replies_until(|reply| {
+        matches!(reply, Reply::RunFinished { .. } | Reply::RunFailed { .. })
+    });
+    let adapter = replies.iter().rev().find_map(|reply| match reply {
+        Reply::Checkpoint { checkpoint, .. } => Some(checkpoint.dir.clone()),
+        _ => None,
+    });
+    let request = GenerateRequest {
+        id: "taught".to_owned(),
+        adapter,
+        messages: vec![json!({"role": "user", "content": "Count to five, please."})],
+        tools: Vec::new(),
+        sampling: Sampling { temperature: 0.0, ..Sampling::default() },
+    };
+    engine.send(&Command::Generate { request: Box::new(request) });
+    let answer = engine.answer("taught");
+    assert_eq!(answer.texts, ["1 2 3 4 5"]);
+    assert_eq!(answer.reasons, [FinishReason::Stop]);
+}
+
+#[test]
+fn sampling_limits_seeds_choices_and_stop_strings_are_kept() {
+    let model = model();
+    let mut engine = Engine::start(model.path());
+    engine.ask("one", "Hello", tokens(24));
+    let one = engine.answer("one");
+    engine.ask("same", "Hello", tokens(24));
+    assert_eq!(engine.answer("same"), one, "the seed decides");
+
+    engine.ask("three", "Hello", Sampling { n: 3, ..tokens(24) });
+    let three = engine.answer("three");
+    assert_eq!((three.reasons.len(), three.texts[0].as_str()), (3, one.texts[0].as_str()));
+    assert_ne!(three.texts[0], three.texts[1], "choices are drawn apart");
+    assert!(three.completion_tokens > one.completion_tokens);
+
+    let characters: Vec<char> = one.texts[0].chars().collect();
+    let stop: String = characters[3..6].iter().collect();
+    engine.ask("stopped", "Hello", Sampling { stop: vec![stop.clone()], ..tokens(24) });
+    let stopped = engine.answer("stopped");
+    let before = &one.texts[0][..one.texts[0].find(&stop).unwrap()];
+    assert_eq!(
+        (stopped.texts.concat().as_str(), &stopped.reasons[..]),
+        (before, &[FinishReason::Stop][..])
+    );
+
+    engine.ask("none", "Hello", tokens(0));
+    let none = engine.answer("none");
+    assert_eq!((none.completion_tokens, &none.reasons[..]), (0, &[FinishReason::Length][..]));
+}
+
+#[test]
+fn a_prompt_beyond_the_context_is_refused_with_both_numbers() {
+    let model = model();
+    let mut engine = Engine::start(model.path());
+    engine.ask("long", &"x".repeat(CONTEXT), tokens(5));
+    let (code, message) = engine.answer("long").failure.unwrap();
+    assert_eq!(code, "context_length_exceeded");
+    assert!(message.contains(&CONTEXT.to_string()), "{message}");
+    engine.ask("short", "x", tokens(5));
+    assert_eq!(engine.answer("short").failure, None);
+}
+
+#[test]
+fn an_unbounded_answer_ends_with_the_context() {
+    let model = model();
+    let mut engine = Engine::start(model.path());
+    engine.ask("free", "Hello", Sampling { temperature: 0.0, ..Sampling::default() });
+    let answer = engine.answer("free");
+    let total = (answer.prompt_tokens + answer.completion_tokens) as usize;
+    match answer.reasons[..] {
+        [FinishReason::Length] => assert_eq!(total, CONTEXT),
+        _ => assert!(total < CONTEXT),
+    }
+}
+
+#[test]
+fn a_run_stops_on_command_with_and_without_a_checkpoint() {
+    let (model, output) = (model(), Folder::new());
+    let mut engine = Engine::start(model.path());
+    for checkpoint in [true, false] {
+        let mut endless = plan(&output, &format!("stop-{checkpoint}"));
+        endless.hyperparameters.n_epochs = 10_000;
+        endless.hyperparameters.checkpoint_steps = 0;
+        engine.train(&endless);
+        engine
+            .replies_until(|reply| matches!(reply, Reply::Run { report: RunReport::Step(_), .. }));
+        let job_id = endless.job_id.clone();
+        engine.send(&Command::StopRun { job_id: job_id.clone(), checkpoint });
+        let stopped = Reply::RunStopped { job_id };
+        let mut replies = engine.replies_until(|reply| *reply == stopped);
+        replies.pop();
+        let before = replies.pop();
+        assert_eq!(matches!(before, Some(Reply::Checkpoint { .. })), checkpoint, "{before:?}");
+    }
+    let unknown = JobId::from("ftjob-unknown");
+    engine.send(&Command::StopRun { job_id: unknown.clone(), checkpoint: true });
+    assert_eq!(engine.replies_until(|_| true), [Reply::RunStopped { job_id: unknown }]);
+}
+
+#[test]
+fn bad_plans_and_garbage_leave_the_engine_working() {
+    let (model, output) = (model(), Folder::new());
+    let mut engine = Engine::start(model.path());
+    engine.line("this is not JSON");
+    engine.line(r#"{"command":"fly"}"#);
+    engine.line(r#"{"command":"train","plan":{"job_id":"ftjob-half"}}"#);
+    assert_eq!(engine.failure_of("ftjob-half").code, "invalid_plan");
+    let mut missing = plan(&output, "missing");
+    missing.training_file = output.path().join("no-such-file.jsonl");
+    engine.train(&missing);
+    assert_eq!(engine.failure_of("ftjob-missing").code, "file_unreadable");
+    engine.ask("still", "Hello", tokens(3));
+    assert_eq!(engine.answer("still").failure, None);
+    engine.line(r#"{"command":"generate","request":{"id":"half"}}"#);
+    assert!(engine.answer("half").failure.is_some());
+}
+
+#[test]
+fn what_fails_inside_a_turn_ends_nothing_else() {
+    let (model, output) = (Folder::new(), Folder::new());
+    // The tokenizer knows tokens that this model does not have: found out in the middle of a turn.
+    write_model(model.path(), Some(80));
+    let mut engine = Engine::start(model.path());
+    engine.ask("outside", "zzz", tokens(3));
+    assert_eq!(engine.answer("outside").failure.unwrap().0, "internal_error");
+    engine.train(&plan(&output, "outside"));
+    assert_eq!(engine.failure_of("ftjob-outside").code, "internal_error");
+    engine.train(&plan(&output, "outside"));
+    assert_eq!(engine.failure_of("ftjob-outside").code, "internal_error");
+    assert!(engine.end().success());
+}
+
+#[test]
+fn the_end_of_input_ends_it_in_the_middle_of_a_run() {
+    let (model, output) = (model(), Folder::new());
+    let mut engine = Engine::start(model.path());
+    let mut endless = plan(&output, "endless");
+    endless.hyperparameters.n_epochs = 10_000;
+    engine.train(&endless);
+    engine.replies_until(|reply| matches!(reply, Reply::Run { report: RunReport::Step(_), .. }));
+    assert!(engine.end().success());
+}
+
+#[test]
+fn a_cancelled_answer_is_silent() {
+    let model = model();
+    let mut engine = Engine::start(model.path());
+    // Both lines lie in the pipe before the first token is made or at least before the last.
+    engine.ask("cancelled", "Hello", Sampling { n: 100, ..tokens(200) });
+    engine.send(&Command::CancelGenerate { id: "cancelled".to_owned() });
+    engine.ask("next", "Hello", tokens(4));
+    let replies = engine.replies_until(|reply| {
+        matches!(reply, Reply::Generation { id, event: GenerationEvent::Done { .. } } if id == "next")
+    });
+    let cancelled = Answer::of("cancelled", &replies);
+    assert!(cancelled.reasons.len() < 100, "it went on to its end");
+}
+
+#[test]
+fn what_keeps_it_from_starting_is_one_line_and_code_2() {
+    let empty = Folder::new();
+    let folder = empty.path().to_str().unwrap();
+    for (args, words) in [
+        (&["--model", "/nowhere"][..], "no such folder"),
+        (&["--model", folder], "cannot be loaded"),
+        (&["--modle", "x"], "unknown argument"),
+        (&["--model", folder, "--device", "cuda:0"], "cuda:0"),
+    ] {
+        let output = engine(args).stdin(Stdio::null()).output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {text}");
+        assert_eq!(text.trim_end().lines().count(), 1, "{args:?}: {text}");
+        assert!(text.contains(words), "{args:?}: {text}");
+        assert!(output.stdout.is_empty());
+    }
+}

@@ -1,0 +1,250 @@
+//! Runs on a tiny random model: what they learn, write and say.
+
+mod common;
+
+use std::fs;
+
+use common::{Folder, Tiny, bytes, plan};
+use domain::report::CheckpointKind;
+use engine::train::Happened;
+
+#[test]
+fn a_run_learns_its_rows_by_heart() {
+    let (tiny, output) = (Tiny::load(), Folder::new());
+    let mut plan = plan(&output, "heart");
+    plan.hyperparameters.n_epochs = 60;
+    let outcome = tiny.finish(plan);
+    assert_eq!(outcome.end, Some(Happened::Finished), "{:?}", outcome.failure);
+    let (first, last) = (&outcome.steps[0], outcome.steps.last().unwrap());
+    assert!(first.train_loss > 2.0, "a random model knows nothing: {}", first.train_loss);
+    assert!(last.train_loss < 0.2, "loss {}", last.train_loss);
+    assert!(last.train_mean_token_accuracy > 0.95, "{}", last.train_mean_token_accuracy);
+    assert_eq!((last.step, last.total_steps, last.epoch), (120, 120, 60.0));
+    assert_eq!(last.seconds_left, 0.0);
+    assert_eq!(outcome.steps[0].learning_rate, 0.0, "the first step of a warm-up");
+    assert_eq!(outcome.steps[2].learning_rate, 1e-2);
+    let tokens: u64 = outcome.steps.iter().map(|metrics| metrics.tokens).sum();
+    assert_eq!(last.trained_tokens, tokens);
+}
+
+#[test]
+fn stop_and_resume_end_with_the_bytes_of_an_undisturbed_run() {
+    let (tiny, output) = (Tiny::load(), Folder::new());
+    // Dropout too: its masks must not depend on where the run was interrupted.
+    let plan_of = |name: &str| {
+        let mut plan = plan(&output, name);
+        plan.hyperparameters.lora.dropout = 0.1;
+        plan
+    };
+    let straight = tiny.finish(plan_of("straight"));
+    assert_eq!(straight.steps.len(), 20);
+
+    let first = tiny.drive_and_stop_at(tiny.begin(plan_of("broken")).unwrap(), 9);
+    assert_eq!(first.end, Some(Happened::Stopped));
+    let checkpoint = first.checkpoints.last().unwrap();
+    assert_eq!((checkpoint.step, checkpoint.kind), (9, CheckpointKind::Resume));
+    let mut rest = plan_of("broken");
+    rest.resume_from = Some(checkpoint.dir.clone());
+    rest.fence = 2;
+    let second = tiny.finish(rest);
+
+    let losses = [first.losses(), second.losses()].concat();
+    assert_eq!(losses, straight.losses());
+    let tokens = |outcome: &common::Outcome| outcome.steps.last().unwrap().trained_tokens;
+    assert_eq!(tokens(&second), tokens(&straight));
+    for name in ["adapter_model.safetensors", "adapter_config.json", "optimizer.safetensors"] {
+        let (a, b) = (bytes(&straight.last_dir(), name), bytes(&second.last_dir(), name));
+        assert!(a == b, "{name} differs");
+    }
+}
+
+#[test]
+fn equal_plans_end_with_equal_bytes_and_other_seeds_do_not() {
+    let (tiny, output) = (Tiny::load(), Folder::new());
+    let adapter = |name: &str, seed: u64| {
+        let mut plan = plan(&output, name);
+        plan.hyperparameters.seed = seed;
+        plan.hyperparameters.n_epochs = 2;
+        bytes(&tiny.finish(plan).last_dir(), "adapter_model.safetensors")
+    };
+    let one = adapter("one", 7);
+    assert!(one == adapter("two", 7), "the same plan gave other bytes");
+    assert!(one != adapter("three", 8), "the seed changed nothing");
+}
+
+#[test]
+fn losses_do_not_depend_on_the_size_of_micro_batches() {
+    let (tiny, output) = (Tiny::load(), Folder::new());
+    let losses = |tokens: u32| {
+        let mut plan = plan(&output, &format!("micro-{tokens}"));
+        plan.hyperparameters.batch_size = 4;
+        plan.hyperparameters.micro_batch_tokens = tokens;
+        tiny.finish(plan).losses()
+    };
+    let whole = losses(4096);
+    for tokens in [1, 48, 96] {
+        for (step, (a, b)) in whole.iter().zip(losses(tokens)).enumerate() {
+            assert!((a - b).abs() < 1e-5 * a.abs().max(1.0), "{tokens}, step {step}: {a} and {b}");
+        }
+    }
+}
+
+#[test]
+fn checkpoints_come_at_epochs_in_between_and_once_at_the_end() {
+    let (tiny, output) = (Tiny::load(), Folder::new());
+    let mut plan = plan(&output, "kinds");
+    plan.hyperparameters.n_epochs = 2;
+    plan.hyperparameters.batch_size = 1;
+    plan.hyperparameters.checkpoint_steps = 2;
+    let outcome = tiny.finish(plan);
+    let kinds: Vec<_> = outcome.checkpoints.iter().map(|c| (c.step, c.kind)).collect();
+    use CheckpointKind::{Epoch, Final, Resume};
+    assert_eq!(kinds, [(2, Resume), (4, Epoch), (6, Resume), (8, Final)]);
+    for checkpoint in &outcome.checkpoints {
+        let mut names: Vec<_> = fs::read_dir(&checkpoint.dir)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        let expected = [
+            "adapter_config.json",
+            "adapter_model.safetensors",
+            "optimizer.safetensors",
+            "state.json",
+        ];
+        assert_eq!(names, expected);
+        assert_eq!(checkpoint.metrics.step, checkpoint.step);
+    }
+    let left = fs::read_dir(output.path().join("kinds")).unwrap().count();
+    assert_eq!(left, 4, "temporary folders are left behind");
+}
+
+#[test]
+fn the_validation_file_is_sampled_every_tenth_step_and_read_whole_at_epochs() {
+    let (tiny, output) = (Tiny::load(), Folder::new());
+    let mut plan = plan(&output, "validated");
+    plan.hyperparameters.n_epochs = 2;
+    plan.hyperparameters.batch_size = 1;
+    let rows: Vec<_> = (0..24).map(|_| ("Say yes.", "yes yes yes")).collect();
+    plan.training_file = output.rows("many.jsonl", &rows);
+    plan.validation_file = Some(output.rows("valid.jsonl", &rows[..3]));
+    let outcome = tiny.finish(plan);
+    let steps_where = |seen: fn(&domain::report::StepMetrics) -> bool| -> Vec<u64> {
+        outcome.steps.iter().filter(|m| seen(m)).map(|m| m.step).collect()
+    };
+    assert_eq!(steps_where(|m| m.valid_loss.is_some()), [10, 20, 30, 40]);
+    assert_eq!(steps_where(|m| m.full_valid_loss.is_some()), [24, 48]);
+    let last = outcome.steps.last().unwrap();
+    // All rows are equal, so the file's loss is that of the next step: the training row after it.
+    assert!(last.full_valid_loss.unwrap() < 0.5 * outcome.steps[0].train_loss);
+    assert!(last.full_valid_mean_token_accuracy.is_some_and(|share| share <= 1.0));
+}
+
+#[test]
+fn a_checkpoint_of_another_plan_is_refused_by_field() {
+    let (tiny, output) = (Tiny::load(), Folder::new());
+    let plan = plan(&output, "first");
+    let stopped = tiny.drive_and_stop_at(tiny.begin(plan.clone()).unwrap(), 3);
+    let resume = |change: fn(&mut domain::plan::TrainingPlan)| {
+        let mut plan = plan.clone();
+        plan.resume_from = Some(stopped.last_dir());
+        change(&mut plan);
+        tiny.begin(plan).map(|_| ()).map_err(|failure| failure.param)
+    };
+    let field = |name: &str| Err(Some(name.to_owned()));
+    assert_eq!(resume(|plan| plan.hyperparameters.batch_size = 4), field("batch_size"));
+    assert_eq!(resume(|plan| plan.hyperparameters.lora.rank = 4), field("lora.rank"));
+    assert_eq!(
+        resume(|plan| fs::write(
+            &plan.training_file,
+            fs::read(&plan.training_file).unwrap().repeat(2)
+        )
+        .unwrap()),
+        field("training_file")
+    );
+}
+
+#[test]
+fn memory_and_safety_settings_may_change_on_resume() {
+    let (tiny, output) = (Tiny::load(), Folder::new());
+    let mut plan = plan(&output, "free");
+    let stopped = tiny.drive_and_stop_at(tiny.begin(plan.clone()).unwrap(), 3);
+    plan.resume_from = Some(stopped.last_dir());
+    plan.hyperparameters.micro_batch_tokens = 32;
+    plan.hyperparameters.checkpoint_steps = 5;
+    assert!(tiny.begin(plan).is_ok());
+}
+
+#[test]
+fn a_damaged_checkpoint_is_refused() {
+    let (tiny, output) = (Tiny::load(), Folder::new());
+    let mut plan = plan(&output, "damaged");
+    let stopped = tiny.drive_and_stop_at(tiny.begin(plan.clone()).unwrap(), 1);
+    let file = stopped.last_dir().join("optimizer.safetensors");
+    let whole = fs::read(&file).unwrap();
+    fs::write(&file, &whole[..whole.len() / 2]).unwrap();
+    plan.resume_from = Some(stopped.last_dir());
+    assert_eq!(tiny.begin(plan).map(|_| ()).unwrap_err().code, "invalid_checkpoint");
+}
+
+#[test]
+fn a_finished_run_that_is_resumed_only_writes_its_result_again() {
+    let (tiny, output) = (Tiny::load(), Folder::new());
+    let mut plan = plan(&output, "again");
+    plan.hyperparameters.n_epochs = 1;
+    let first = tiny.finish(plan.clone());
+    plan.resume_from = Some(first.last_dir());
+    plan.output_dir = output.path().join("second");
+    let second = tiny.finish(plan);
+    assert!(second.steps.is_empty());
+    assert_eq!(second.checkpoints.len(), 1);
+    let name = "adapter_model.safetensors";
+    assert!(bytes(&first.last_dir(), name) == bytes(&second.last_dir(), name));
+}
+
+#[test]
+fn divergence_skips_three_steps_and_then_fails() {
+    let (tiny, output) = (Tiny::load(), Folder::new());
+    let mut plan = plan(&output, "diverged");
+    plan.hyperparameters.learning_rate = 1e38;
+    plan.hyperparameters.warmup_steps = 0;
+    let outcome = tiny.finish(plan);
+    assert_eq!(outcome.messages.len(), 3, "{:?}", outcome.messages);
+    assert_eq!(outcome.failure.unwrap().code, "loss_diverged");
+    assert!(outcome.steps.iter().all(|metrics| metrics.train_loss.is_finite()));
+}
+
+#[test]
+fn a_disk_that_refuses_costs_checkpoints_first_and_the_run_last() {
+    let (tiny, output) = (Tiny::load(), Folder::new());
+    let mut plan = plan(&output, "full");
+    plan.hyperparameters.n_epochs = 4;
+    fs::write(&plan.output_dir, "a file where the folder should be").unwrap();
+    let outcome = tiny.finish(plan);
+    let failure = outcome.failure.unwrap();
+    assert_eq!((failure.code.as_str(), failure.retryable), ("checkpoint_failed", true));
+    assert_eq!((outcome.messages.len(), outcome.steps.len()), (2, 6));
+}
+
+#[test]
+fn wrong_plans_are_refused_by_field() {
+    let (tiny, output) = (Tiny::load(), Folder::new());
+    let refused = |change: fn(&mut domain::plan::TrainingPlan)| {
+        let mut plan = plan(&output, "wrong");
+        change(&mut plan);
+        let failure = tiny.begin(plan).map(|_| ()).unwrap_err();
+        (failure.code, failure.param.unwrap_or_default())
+    };
+    let wrong = |field: &str| ("invalid_hyperparameters".to_owned(), field.to_owned());
+    assert_eq!(refused(|p| p.hyperparameters.batch_size = 0), wrong("batch_size"));
+    assert_eq!(refused(|p| p.hyperparameters.max_seq_len = 512), wrong("max_seq_len"));
+    assert_eq!(refused(|p| p.hyperparameters.learning_rate = f64::NAN), wrong("learning_rate"));
+    assert_eq!(
+        refused(|p| p.hyperparameters.lora.target_modules = vec!["head".into()]),
+        wrong("lora.target_modules")
+    );
+    let (code, param) = refused(|p| fs::write(&p.training_file, "{}\n").unwrap());
+    assert_eq!((code.as_str(), param.as_str()), ("invalid_training_file", "training_file"));
+    let (code, _) = refused(|p| p.training_file = "/nowhere/train.jsonl".into());
+    assert_eq!(code, "file_unreadable");
+}
