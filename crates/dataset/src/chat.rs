@@ -117,7 +117,8 @@ mod tests {
                 json!({"role": "assistant", "content": "no"}),
             ),
             (
-                json!({"role": "assistant", "function_call": {"name": "f", "arguments": "{\"a\":1}"}}),
+                json!({"role": "assistant",
+                    "function_call": {"name": "f", "arguments": "{\"a\":1}"}}),
                 json!({"role": "assistant", "tool_calls": [
                     {"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}]}),
             ),

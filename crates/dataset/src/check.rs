@@ -317,8 +317,8 @@ fn not_encodable(line: u64, error: &TemplateError) -> Problem {
     }
 }
 
-/// Reads a checked file for training: every row as an [`Example`], in the order of lines, each cut to
-/// `max_seq_len` tokens. Fails with all problems where the file has any; the minimum number of
+/// Reads a checked file for training: every row as an [`Example`], in the order of lines, each cut
+/// to `max_seq_len` tokens. Fails with all problems where the file has any; the minimum number of
 /// examples is not asked for (the server has done that).
 pub fn load(
     path: &Path,

@@ -99,8 +99,8 @@ impl Marks {
         })
     }
 
-    /// Cuts a rendered text at its marks. Marks that a template has separated are dropped, and still
-    /// part the text, so that nothing can join into a special token.
+    /// Cuts a rendered text at its marks. Marks that a template has separated are dropped, and
+    /// still part the text, so that nothing can join into a special token.
     pub fn cut<'t>(self, text: &'t str) -> Vec<Piece<'t>> {
         let mut pieces = Vec::new();
         let mut rest = text;

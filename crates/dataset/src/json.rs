@@ -1,8 +1,8 @@
-//! A strict JSON reader for one row: what `serde_json` reads, plus reports of duplicate keys and NUL
-//! characters, with limits on nesting and on the number of values.
+//! A strict JSON reader for one row: what `serde_json` reads, plus reports of duplicate keys and
+//! NUL characters, with limits on nesting and on the number of values.
 //!
-//! Why not `serde_json::Value` itself: it silently keeps the last of two equal keys, and one line of
-//! `[[],[],…` would become a hundred times its size in memory.
+//! Why not `serde_json::Value` itself: it silently keeps the last of two equal keys, and one line
+//! of `[[],[],…` would become a hundred times its size in memory.
 
 use std::fmt;
 

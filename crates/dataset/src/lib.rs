@@ -2,8 +2,8 @@
 //!
 //! - [`Checker`] reads a JSONL file as a stream and names every fault by line ([`Problem`]), in
 //!   bounded memory, and counts tokens ([`Stats`]).
-//! - [`ChatTokenizer`] holds a model's tokenizer and chat template: prompts and training rows to ids,
-//!   generated ids to text ([`TextStream`]).
+//! - [`ChatTokenizer`] holds a model's tokenizer and chat template: prompts and training rows to
+//!   ids, generated ids to text ([`TextStream`]).
 //! - [`load`] reads a checked file as a [`Dataset`]: an order per epoch, batches per step, and
 //!   [`pack`] arranges one step's examples into micro-batches without padding.
 

@@ -100,11 +100,15 @@ impl LineSplitter {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
     use proptest::prelude::*;
 
     use super::*;
 
-    fn split(bytes: &[u8], chunk: usize, limit: usize) -> Vec<(u64, Option<(u64, Vec<u8>)>)> {
+    /// Number, and offset and bytes where the line is whole.
+    type Seen = (u64, Option<(u64, Vec<u8>)>);
+
+    fn split(bytes: &[u8], chunk: usize, limit: usize) -> Vec<Seen> {
         let mut splitter = LineSplitter::new(limit);
         let mut out = Vec::new();
         let mut emit = |line: Line<'_>| match line {
@@ -151,7 +155,7 @@ mod tests {
     proptest! {
         #[test]
         fn chunks_do_not_matter(
-            bytes in proptest::collection::vec(prop_oneof![Just(b'\n'), Just(b'\r'), Just(b'a')], 0..80),
+            bytes in vec(prop_oneof![Just(b'\n'), Just(b'\r'), Just(b'a')], 0..80),
             chunk in 1usize..90,
             limit in 1usize..20,
         ) {
@@ -159,13 +163,16 @@ mod tests {
         }
 
         #[test]
-        fn every_line_is_seen_once(bytes in proptest::collection::vec(prop_oneof![Just(b'\n'), Just(b'a')], 0..80)) {
-            let mut expected: Vec<Vec<u8>> = bytes.split(|&b| b == b'\n').map(<[u8]>::to_vec).collect();
+        fn every_line_is_seen_once(
+            bytes in vec(prop_oneof![Just(b'\n'), Just(b'a')], 0..80),
+        ) {
+            let mut expected: Vec<Vec<u8>> =
+                bytes.split(|&b| b == b'\n').map(<[u8]>::to_vec).collect();
             if expected.last().is_some_and(Vec::is_empty) {
                 expected.pop();
             }
-            let got: Vec<_> = split(&bytes, 7, 1000).into_iter().map(|(_, l)| l.unwrap().1).collect();
-            prop_assert_eq!(got, expected);
+            let seen = split(&bytes, 7, 1000).into_iter();
+            prop_assert_eq!(seen.map(|(_, l)| l.unwrap().1).collect::<Vec<_>>(), expected);
         }
     }
 }

@@ -1,15 +1,16 @@
 //! Tokens of a training row, and which of them are targets.
 //!
 //! Targets are the tokens of each trained assistant message and its end-of-turn token: not the
-//! header of the turn (`<|im_start|>assistant\n`), not what stands between turns. A token that holds
-//! both a piece of the header and a piece of the answer is a target.
+//! header of the turn (`<|im_start|>assistant\n`), not what stands between turns. A token that
+//! holds both a piece of the header and a piece of the answer is a target.
 //!
-//! Templates do not say where the answers are, so they are found in the rendered text: a header that
-//! has a special token in it can come from the template alone (rows that spell special tokens are
-//! refused), so its k-th occurrence begins the k-th assistant message. Where a template has no such
-//! header, the rendering of the messages before it (with generation prompt) must be a beginning of
-//! the whole text. What stands between the header and the end of the turn must then end with the
-//! message's own text. Where one of this fails, the row is an error: a wrong mask trains silently.
+//! Templates do not say where the answers are, so they are found in the rendered text: a header
+//! that has a special token in it can come from the template alone (rows that spell special tokens
+//! are refused), so its k-th occurrence begins the k-th assistant message. Where a template has no
+//! such header, the rendering of the messages before it (with generation prompt) must be a
+//! beginning of the whole text. What stands between the header and the end of the turn must then
+//! end with the message's own text. Where one of this fails, the row is an error: a wrong mask
+//! trains silently.
 
 use minijinja::Value as TemplateValue;
 use serde_json::json;
@@ -261,7 +262,8 @@ mod tests {
     fn a_template_that_drops_part_of_an_answer_is_an_error() {
         let tokenizer = testing::with_template(
             "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content.split('/')[-1] }}\
-             <|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+             <|im_end|>\n{% endfor %}\
+             {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
         );
         let kept = turns(&[("user", "q"), ("assistant", "one")]);
         assert_eq!(spans(&tokenizer, kept).unwrap(), ["one<|im_end|>"]);

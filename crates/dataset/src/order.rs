@@ -1,9 +1,9 @@
 //! The order in which examples are trained: a function of seed and epoch alone.
 //!
-//! A resumed run must see the batches that the interrupted one would have seen, also after an update
-//! of the program, so the generator and the shuffle are spelled out here and belong to the format of
-//! checkpoints: SplitMix64, started from its own first output for the seed, XOR the epoch; then a
-//! Fisher-Yates shuffle from the end, with Lemire's unbiased bounded numbers.
+//! A resumed run must see the batches that the interrupted one would have seen, also after an
+//! update of the program, so the generator and the shuffle are spelled out here and belong to the
+//! format of checkpoints: SplitMix64, started from its own first output for the seed, XOR the
+//! epoch; then a Fisher-Yates shuffle from the end, with Lemire's unbiased bounded numbers.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -60,8 +60,15 @@ pub struct Cursor {
 #[derive(Debug, Default)]
 pub struct Dataset {
     pub examples: Vec<Example>,
-    /// The permutation in use: seed, epoch, order. It saves a shuffle per step.
-    current: Mutex<Option<(u64, u32, Arc<[u32]>)>>,
+    /// The permutation in use; it saves a shuffle per step.
+    current: Mutex<Option<Shuffled>>,
+}
+
+#[derive(Debug)]
+struct Shuffled {
+    seed: u64,
+    epoch: u32,
+    order: Arc<[u32]>,
 }
 
 impl Dataset {
@@ -104,14 +111,15 @@ impl Dataset {
     fn current_order(&self, seed: u64, epoch: u32) -> Arc<[u32]> {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         match &*current {
-            Some((s, e, order))
-                if (*s, *e) == (seed, epoch) && order.len() == self.examples.len() =>
+            Some(known)
+                if (known.seed, known.epoch) == (seed, epoch)
+                    && known.order.len() == self.examples.len() =>
             {
-                order.clone()
+                known.order.clone()
             }
             _ => {
                 let order: Arc<[u32]> = self.epoch_order(seed, epoch).into();
-                *current = Some((seed, epoch, order.clone()));
+                *current = Some(Shuffled { seed, epoch, order: order.clone() });
                 order
             }
         }

@@ -23,8 +23,8 @@ pub struct Packed {
 }
 
 /// Arranges examples into micro-batches of at most `micro_batch_tokens` tokens: longest first, each
-/// into the fullest micro-batch that has room. A longer example stands alone. Examples without tokens
-/// are left out. The same input gives the same output.
+/// into the fullest micro-batch that has room. A longer example stands alone. Examples without
+/// tokens are left out. The same input gives the same output.
 pub fn pack(examples: &[&Example], micro_batch_tokens: usize) -> Vec<Packed> {
     let len = |index: usize| examples[index].input_ids.len();
     let mut order: Vec<usize> = (0..examples.len()).filter(|&index| len(index) > 0).collect();

@@ -1,4 +1,5 @@
-//! One row of OpenAI's supervised chat format: checked key by key, all faults and not only the first.
+//! One row of OpenAI's supervised chat format: checked key by key, all faults and not only the
+//! first.
 //!
 //! What a row means to a model (its chat template, its special tokens, its length) is not looked at
 //! here.
@@ -38,7 +39,8 @@ impl Conversation {
         &self.tools
     }
 
-    /// For each message, whether its tokens are targets: an assistant's message without `weight: 0`.
+    /// For each message, whether its tokens are targets: an assistant's message without `weight:
+    /// 0`.
     pub fn trained(&self) -> &[bool] {
         &self.trained
     }
@@ -298,7 +300,8 @@ mod tests {
 
     #[test]
     fn a_tool_message_must_answer_an_earlier_call() {
-        let call = r#"{"role":"assistant","tool_calls":[{"id":"c1","type":"function","function":{"name":"f","arguments":"{}"}}]}"#;
+        let call = r#"{"role":"assistant","tool_calls":[{"id":"c1","type":"function",
+            "function":{"name":"f","arguments":"{}"}}]}"#;
         let tool = r#"{"role":"tool","tool_call_id":"c1","content":"r"}"#;
         assert_eq!(codes(&format!(r#"{{"messages":[{call},{tool}]}}"#)), []);
         let early = format!(r#"{{"messages":[{tool},{call}]}}"#);
@@ -315,7 +318,8 @@ mod tests {
 
     #[test]
     fn a_bad_tool_call_is_named() {
-        let call = r#"{"role":"assistant","tool_calls":[{"id":"c1","type":"function","function":{"name":"f","arguments":{}}}]}"#;
+        let call = r#"{"role":"assistant","tool_calls":[{"id":"c1","type":"function",
+            "function":{"name":"f","arguments":{}}}]}"#;
         let row = format!(r#"{{"messages":[{call}]}}"#);
         assert_eq!(one(&row), (code::INVALID_TOOL_CALL, "messages[0].tool_calls[0]".to_owned()));
     }
@@ -323,7 +327,8 @@ mod tests {
     #[test]
     fn images_and_audio_are_refused_by_name() {
         let row = with(
-            r#"{"role":"user","content":[{"type":"text","text":"x"},{"type":"image_url","image_url":{"url":"u"}}]}"#,
+            r#"{"role":"user","content":[{"type":"text","text":"x"},
+                {"type":"image_url","image_url":{"url":"u"}}]}"#,
         );
         let (code, path) = one(&row);
         assert_eq!((code, path.as_str()), (code::UNSUPPORTED_CONTENT, "messages[0].content[1]"));

@@ -1,8 +1,8 @@
 //! Generated ids to text, piece by piece, never half a character.
 //!
 //! A token may hold part of a character, so text is held back until it is whole. Vocabularies of
-//! bytes (GPT-2's scheme: Llama 3, Qwen, SmolLM) are followed byte by byte, which is exact and takes
-//! constant time; others are decoded in a small window.
+//! bytes (GPT-2's scheme: Llama 3, Qwen, SmolLM) are followed byte by byte, which is exact and
+//! takes constant time; others are decoded in a small window.
 
 use std::sync::LazyLock;
 
@@ -96,7 +96,8 @@ fn whole_characters(bytes: &[u8]) -> usize {
 
 /// The byte that a character of a byte-level token stands for.
 fn byte_of(c: char) -> Option<u8> {
-    /// GPT-2's scheme: printable bytes stand for themselves, the others for U+0100 and up, in order.
+    /// GPT-2's scheme: printable bytes stand for themselves, the others for U+0100 and up, in
+    /// order.
     static SHIFTED: LazyLock<Vec<u8>> =
         LazyLock::new(|| (0..=255).filter(|&byte| !is_printable(byte)).collect());
     match u32::from(c) {
@@ -165,7 +166,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn pieces_join_to_the_text_of_the_whole(ids in proptest::collection::vec(0u32..700, 0..40)) {
+        fn pieces_join_to_the_text_of_the_whole(
+            ids in proptest::collection::vec(0u32..700, 0..40),
+        ) {
             let tokenizer = testing::chat_ml();
             let whole = tokenizer.tokenizer.decode(&ids, true).unwrap();
             prop_assert_eq!(stream(&tokenizer, &ids).concat(), whole);

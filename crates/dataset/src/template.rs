@@ -1,8 +1,8 @@
 //! Chat templates with the semantics that Hugging Face's transformers gives them.
 //!
-//! A template is somebody else's program, so it runs on a budget: instructions and data (fuel), depth
-//! of recursion, and length of the output. It sees only the values that are passed in: no files, no
-//! other templates, no environment.
+//! A template is somebody else's program, so it runs on a budget: instructions and data (fuel),
+//! depth of recursion, and length of the output. It sees only the values that are passed in: no
+//! files, no other templates, no environment.
 
 mod json_filter;
 mod python;
@@ -205,8 +205,8 @@ mod tests {
     #[test]
     fn loop_controls_and_namespaces_work() {
         let source = "{% set ns = namespace(n=0) %}{% for i in range(9) %}{% if i == 1 %}\
-                      {% continue %}{% elif i == 4 %}{% break %}{% endif %}{% set ns.n = ns.n + i %}\
-                      {% endfor %}{{ ns.n }}";
+                      {% continue %}{% elif i == 4 %}{% break %}{% endif %}\
+                      {% set ns.n = ns.n + i %}{% endfor %}{{ ns.n }}";
         assert_eq!(render(source, &[]).unwrap(), "5");
     }
 
@@ -217,15 +217,16 @@ mod tests {
         let bombs = [
             "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
             "{% macro m() %}{{ m() }}{{ m() }}{% endmacro %}{{ m() }}",
-            "{% macro m(n) %}{% if n %}{{ m(n-1) }}{{ m(n-1) }}{% endif %}{% endmacro %}{{ m(60) }}",
+            "{% macro m(n) %}{% if n %}{{ m(n-1) }}{{ m(n-1) }}{% endif %}{% endmacro %}\
+             {{ m(60) }}",
             "{% set ns = namespace(s='aaaaaaaa') %}{% for i in range(99999) %}\
              {% set ns.s = ns.s + ns.s %}{% endfor %}",
             "{% for i in range(99999) %}{{ 'x' * 1000000 }}{% endfor %}",
             "{% for i in range(99999) %}{{ messages[0].content.count('zz') }}{% endfor %}",
-            "{% for i in range(99999) %}{% if messages[0].content.find('zz') == 1 %}{% endif %}{% endfor %}",
-            "{% for i in range(99999) %}{% set x = messages[0].content.partition('zz') %}{% endfor %}",
+            "{% for i in range(99999) %}{% set x = messages[0].content.find('zz') %}{% endfor %}",
+            "{% for i in range(9999) %}{% set x = messages[0].content.partition('z') %}{% endfor %}",
             "{% for i in range(99999) %}{% set x = messages[0].content | tojson %}{% endfor %}",
-            "{% for i in range(99999) %}{% if 'zz' in messages[0].content %}{% endif %}{% endfor %}",
+            "{% for i in range(99999) %}{% set x = 'zz' in messages[0].content %}{% endfor %}",
             "{% for i in range(99999) %}{% set x = messages[0].content.split('b') %}{% endfor %}",
             "{% for i in range(99999) %}{% set x = messages[0].content | length %}{% endfor %}",
         ];

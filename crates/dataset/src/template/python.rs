@@ -1,4 +1,5 @@
-//! What templates expect from Python: methods of strings and dicts, and transformers' two functions.
+//! What templates expect from Python: methods of strings and dicts, and transformers' two
+//! functions.
 
 use minijinja::{Error, ErrorKind, State, Value};
 use minijinja_contrib::pycompat;
