@@ -23,6 +23,7 @@ ROOT = HERE.parents[1]
 def arguments():
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=pathlib.Path, default=ROOT / "tests/data/address_train.jsonl")
+    parser.add_argument("--model", type=pathlib.Path, help="a model folder; default: set-up's model")
     parser.add_argument("--rows", type=int, default=128)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--max-seq-len", type=int, default=1024)
@@ -41,6 +42,8 @@ def prepare(options, folder):
         sys.exit(f"{options.data} has only {len(lines)} rows")
     rows = folder / "rows.jsonl"
     rows.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if options.model:
+        return rows, options.model
     source = sorted(pathlib.Path(os.environ["FINETUNED_TEST_MODELS"]).glob("*.gguf"))[0]
     model = folder / "model"
     subprocess.run([os.environ["FINETUNED_BIN"], "models", "convert", source, model], check=True)
