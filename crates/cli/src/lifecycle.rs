@@ -27,7 +27,7 @@ pub fn shutdown_on_signals() -> Result<CancellationToken> {
                 tracing::warn!("second signal: ending at once");
                 std::process::exit(INTERRUPTED);
             }
-            tracing::info!("draining: runs write a checkpoint; a second signal ends at once");
+            tracing::info!("stopping in good order; a second signal ends at once");
             cancelled.cancel();
         }
     });

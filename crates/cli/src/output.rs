@@ -1,8 +1,28 @@
 //! Results on standard output: a plain table, and times that a person reads.
 
 use std::fmt;
+use std::io::{self, Write as _};
 
 use time::OffsetDateTime;
+
+/// Writes a line. A reader that has gone away (`… | head`) is no error; a full disk is one.
+pub fn line(text: impl fmt::Display) -> io::Result<()> {
+    self::text(format_args!("{text}\n"))
+}
+
+/// Writes text as it is.
+pub fn text(text: impl fmt::Display) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    match write!(out, "{text}").and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => result,
+    }
+}
+
+/// Writes a value as indented JSON.
+pub fn json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    Ok(line(serde_json::to_string_pretty(value)?)?)
+}
 
 /// Columns as wide as their widest cell.
 pub struct Table<const N: usize> {

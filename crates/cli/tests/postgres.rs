@@ -27,7 +27,8 @@ struct Launcher {
 impl Launcher {
     fn command(data_dir: &Path) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_finetuned"));
-        command.args(["postgres", "--data-dir"]).arg(data_dir).stdin(Stdio::null());
+        command.args(["postgres", "--data-dir"]).arg(data_dir);
+        command.env("FINETUNED_LOG__LEVEL", "error").env_remove("RUST_LOG").stdin(Stdio::null());
         command
     }
 

@@ -4,12 +4,13 @@ use anyhow::Result;
 
 use crate::arguments::ConfigCommand;
 use crate::config::Loaded;
+use crate::output;
 
 pub fn run(loaded: &Loaded, command: &ConfigCommand) -> Result<()> {
     match command {
-        ConfigCommand::Print { redact } => print!("{}", loaded.render(*redact)?),
+        ConfigCommand::Print { redact } => output::text(loaded.render(*redact)?)?,
         // Everything that can be checked without starting anything was checked by loading it.
-        ConfigCommand::Check => println!("the configuration is valid"),
+        ConfigCommand::Check => output::line("the configuration is valid")?,
     }
     Ok(())
 }

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 
 use crate::config::Config;
+use crate::output;
 
 /// How bad a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -64,7 +65,7 @@ pub async fn run(config: &Config) -> Result<ExitCode> {
     let mut findings = engine::findings(&config.worker).await;
     findings.extend(services::findings(config).await);
     for finding in &findings {
-        println!("{finding}");
+        output::line(finding)?;
     }
     let is_complete = findings.iter().all(|finding| finding.state < State::Missing);
     Ok(if is_complete { ExitCode::SUCCESS } else { ExitCode::FAILURE })

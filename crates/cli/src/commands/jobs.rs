@@ -32,7 +32,7 @@ async fn act(backend: &Backend, command: Jobs) -> Result<()> {
             let rows = jobs::list(db, project, &MetadataFilter::Any, &page).await?.data;
             if is_json {
                 let list: Vec<_> = rows.iter().map(as_json).collect();
-                println!("{}", serde_json::to_string_pretty(&list)?);
+                output::json(&list)?;
             } else {
                 let mut table = output::Table::new(["ID", "STATUS", "STEP", "MODEL", "CREATED"]);
                 for row in rows {
@@ -44,7 +44,7 @@ async fn act(backend: &Backend, command: Jobs) -> Result<()> {
                         output::minute(row.created_at),
                     ]);
                 }
-                print!("{table}");
+                output::text(&table)?;
             }
         }
         Jobs::Show { id, json: is_json } => {
@@ -65,17 +65,21 @@ async fn act(backend: &Backend, command: Jobs) -> Result<()> {
                         })
                     })
                     .collect();
-                println!("{}", serde_json::to_string_pretty(&job)?);
+                output::json(&job)?;
             } else {
-                print_job(&row);
+                print_job(&row)?;
                 for event in last {
-                    println!("{}  {}", output::minute(event.created_at), event.message);
+                    output::line(format_args!(
+                        "{}  {}",
+                        output::minute(event.created_at),
+                        event.message
+                    ))?;
                 }
             }
         }
         Jobs::Cancel { id } => {
             let row = queue::cancel(db, project, &JobId::from(id)).await?;
-            println!("{} {}", row.id, row.status);
+            output::line(format_args!("{} {}", row.id, row.status))?;
         }
     }
     Ok(())
@@ -107,25 +111,21 @@ fn as_json(row: &JobRow) -> serde_json::Value {
     })
 }
 
-fn print_job(row: &JobRow) {
-    println!("{}  {}", row.id, row.status);
-    println!("base model     {}", row.base_model);
-    if let Some(model) = &row.fine_tuned_model {
-        println!("tuned model    {model}");
-    }
-    println!("training file  {}", row.training_file);
-    if let Some(file) = &row.validation_file {
-        println!("validation     {file}");
-    }
-    if !step(row).is_empty() {
-        println!("step           {}", step(row));
-    }
-    println!("attempts       {}", row.attempts);
-    println!("created        {} UTC", output::minute(row.created_at));
-    if let Some(time) = row.finished_at {
-        println!("finished       {} UTC", output::minute(time));
-    }
-    if let Some(error) = &row.error {
-        println!("error          {}: {}", error.code, error.message);
-    }
+/// One line per fact; what is not known yet is left out.
+fn print_job(row: &JobRow) -> std::io::Result<()> {
+    let line = |name: &str, value: Option<String>| match value {
+        Some(value) if !value.is_empty() => output::line(format_args!("{name:15}{value}")),
+        _ => Ok(()),
+    };
+    line("job", Some(row.id.to_string()))?;
+    line("status", Some(row.status.to_string()))?;
+    line("base model", Some(row.base_model.to_string()))?;
+    line("tuned model", row.fine_tuned_model.as_ref().map(ToString::to_string))?;
+    line("training file", Some(row.training_file.to_string()))?;
+    line("validation", row.validation_file.as_ref().map(ToString::to_string))?;
+    line("step", Some(step(row)))?;
+    line("attempts", Some(row.attempts.to_string()))?;
+    line("created (UTC)", Some(output::minute(row.created_at)))?;
+    line("finished (UTC)", row.finished_at.map(output::minute))?;
+    line("error", row.error.as_ref().map(|error| format!("{}: {}", error.code, error.message)))
 }

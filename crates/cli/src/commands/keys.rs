@@ -42,7 +42,7 @@ async fn act(backend: &Backend, command: Keys) -> Result<()> {
             let secret = new_secret(kind);
             let row = store::keys::create(db, project, kind, &name, &secret).await?;
             eprintln!("key {} ({}); it is shown this once:", row.id, word(kind));
-            println!("{secret}");
+            output::line(secret)?;
         }
         Keys::List { json: is_json } => {
             let rows = store::keys::list(db, project).await?;
@@ -60,7 +60,7 @@ async fn act(backend: &Backend, command: Keys) -> Result<()> {
                         })
                     })
                     .collect();
-                println!("{}", serde_json::to_string_pretty(&keys)?);
+                output::json(&keys)?;
             } else {
                 let mut table =
                     output::Table::new(["ID", "KIND", "ENDS IN", "CREATED", "STATE", "NAME"]);
@@ -74,12 +74,12 @@ async fn act(backend: &Backend, command: Keys) -> Result<()> {
                         row.name,
                     ]);
                 }
-                print!("{table}");
+                output::text(&table)?;
             }
         }
         Keys::Revoke { id } => {
             let row = store::keys::revoke(db, project, &ApiKeyId::from(id)).await?;
-            println!("revoked {}", row.id);
+            output::line(format_args!("revoked {}", row.id))?;
         }
     }
     Ok(())

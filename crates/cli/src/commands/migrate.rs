@@ -5,6 +5,7 @@ use anyhow::Result;
 
 use crate::backend::{self, Absent, Backend};
 use crate::config::Config;
+use crate::output;
 
 pub async fn run(config: &Config) -> Result<()> {
     if config.database.url.is_none() {
@@ -17,6 +18,6 @@ pub async fn run(config: &Config) -> Result<()> {
         db.migrate().await?;
         db.close().await;
     }
-    println!("the database is up to date");
+    output::line("the database is up to date")?;
     Ok(())
 }

@@ -32,18 +32,18 @@ async fn act(backend: &Backend, command: Models) -> Result<()> {
         Models::Import { path, name } => {
             let name = name.unwrap_or_else(|| weights::default_name(&path));
             let row = import(store, project, &path, &name, &std::env::temp_dir()).await?;
-            println!(
+            output::line(format_args!(
                 "{} ({}, {} parameters)",
                 row.id,
                 row.architecture,
                 output::millions(row.parameters)
-            );
+            ))?;
         }
         Models::List { json: is_json } => {
             let rows = base_models::list(&store.db, project).await?;
             if is_json {
                 let models: Vec<_> = rows.iter().map(as_json).collect();
-                println!("{}", serde_json::to_string_pretty(&models)?);
+                output::json(&models)?;
             } else {
                 let mut table =
                     output::Table::new(["NAME", "ARCHITECTURE", "PARAMETERS", "IMPORTED"]);
@@ -55,14 +55,14 @@ async fn act(backend: &Backend, command: Models) -> Result<()> {
                         output::minute(row.created_at),
                     ]);
                 }
-                print!("{table}");
+                output::text(&table)?;
             }
         }
         Models::Remove { name } => {
             base_models::remove(store, project, &ModelId::from(name.as_str()))
                 .await
                 .with_context(|| format!("cannot remove '{name}'"))?;
-            println!("removed {name}");
+            output::line(format_args!("removed {name}"))?;
         }
     }
     Ok(())

@@ -9,6 +9,7 @@ use crate::backend;
 use crate::config::Config;
 use crate::first_keys;
 use crate::lifecycle;
+use crate::output;
 
 pub async fn run(config: Config) -> Result<()> {
     if config.database.url.is_none() {
@@ -22,7 +23,7 @@ pub async fn run(config: Config) -> Result<()> {
     register_keys(&store, &config).await?;
     let listener = bind(&config.server.listen).await?;
     tracing::info!(address = %listener.local_addr()?, "serving");
-    println!("Base URL: {}", base_url(&config, &listener)?);
+    output::line(format_args!("Base URL: {}", base_url(&config, &listener)?))?;
     let db = store.db.clone();
     server::serve(server_config(&config), store, listener, shutdown).await?;
     db.close().await;

@@ -15,6 +15,7 @@ use crate::config::Config;
 use crate::data_dir::{DataDir, write_file};
 use crate::first_keys;
 use crate::lifecycle::{self, Part};
+use crate::output;
 use crate::postgres::Postgres;
 use crate::readiness;
 
@@ -127,7 +128,7 @@ async fn run_parts(
     let announce = async {
         readiness::wait(address, READY_LIMIT).await?;
         write_file(&data_dir.url(), &format!("{base_url}\n"), 0o644)?;
-        announce(&base_url, &api_key, &models);
+        announce(&base_url, &api_key, &models)?;
         std::future::pending::<Result<()>>().await
     };
     let result = tokio::select! {
@@ -174,14 +175,15 @@ async fn work(config: worker::Config, stop: CancellationToken) -> Result<()> {
     }
 }
 
-fn announce(base_url: &str, api_key: &str, models: &BTreeSet<String>) {
+fn announce(base_url: &str, api_key: &str, models: &BTreeSet<String>) -> Result<()> {
     let names: Vec<&str> = models.iter().map(String::as_str).collect();
     let names = match names.as_slice() {
         [] => "none yet; `finetuned models import PATH` adds one".to_owned(),
         names => names.join(", "),
     };
-    println!("Base URL: {base_url}");
-    println!("API key:  {api_key}");
-    println!("Models:   {names}");
-    println!("ready");
+    output::line(format_args!("Base URL: {base_url}"))?;
+    output::line(format_args!("API key:  {api_key}"))?;
+    output::line(format_args!("Models:   {names}"))?;
+    output::line("ready")?;
+    Ok(())
 }

@@ -85,7 +85,7 @@ impl Sources {
             figment = figment.merge(Single {
                 source: format!("flag {name}"),
                 key: key.clone(),
-                value: parse_text(value),
+                value: parse_text(key, value),
             });
         }
         Ok(figment)
@@ -144,16 +144,22 @@ fn variable(name: &str, value: &str) -> Result<Single> {
         let value = Value::from(text.trim_end_matches(['\r', '\n']).to_owned());
         return Ok(Single { source, key: key.to_owned(), value });
     }
-    Ok(Single { source, key, value: parse_text(value) })
+    let value = parse_text(&key, value);
+    Ok(Single { source, key, value })
 }
 
 /// Lists and tables in TOML's notation; everything else stays text and becomes a number or a truth value
 /// where the key asks for one. (A token made of digits must stay text.)
-fn parse_text(text: &str) -> Value {
+fn parse_text(key: &str, text: &str) -> Value {
     if text.trim_start().starts_with(['[', '{']) {
-        text.parse().unwrap_or_else(|never: std::convert::Infallible| match never {})
-    } else {
-        Value::from(text.to_owned())
+        return text.parse().unwrap_or_else(|never: std::convert::Infallible| match never {});
+    }
+    // Learning rates are written as 1e-4, which figment does not take for a number.
+    match text.parse::<f64>() {
+        Ok(number) if key.starts_with("training.") && text.contains(['e', 'E']) => {
+            Value::from(number)
+        }
+        _ => Value::from(text.to_owned()),
     }
 }
 
