@@ -90,7 +90,7 @@ impl Default for Config {
             spool_bytes: 10 << 20,
             report_interval: Duration::from_millis(200),
             retry_first: Duration::from_millis(200),
-            retry_longest: Duration::from_secs(10),
+            retry_longest: Duration::from_secs(5),
         }
     }
 }

@@ -50,7 +50,8 @@ impl Launch {
             }
         })?;
         let child = child.await.map_err(std::io::Error::other)??;
-        tracing::info!(model = %model.id, device = %self.device, pid = child.id(), "engine started");
+        let (model, device, pid) = (&model.id, &self.device, child.id());
+        tracing::info!(%model, device, pid, "engine started");
         Ok(Spawned { child, _parent_needed: parent_needed })
     }
 
