@@ -124,7 +124,7 @@ impl Run {
             adapter,
             optimizer,
             step: state.step,
-            cursor: state.cursor.clone(),
+            cursor: state.cursor,
             hyperparameters: h,
             data,
         };
@@ -173,9 +173,11 @@ impl Run {
                 return self.end(happened);
             }
             if !self.announced {
+                // A turn of its own, so that it is known when the first step begins, not when it ends.
                 happened.push(self.announcement());
                 self.announced = true;
                 self.concluded = Instant::now();
+                return Ok(());
             }
             let step = self.training.begin_step();
             self.phase = Phase::Stepping { step, began: Instant::now() };
@@ -322,7 +324,7 @@ impl Run {
         let (training, step) = (&self.training, self.training.step);
         self.state.step = step;
         self.state.updates = training.optimizer.updates();
-        self.state.cursor = training.cursor.clone();
+        self.state.cursor = training.cursor;
         let (adapter, optimizer) = (&training.adapter, &training.optimizer);
         match checkpoint::write(&self.plan, kind, &self.state, adapter, optimizer) {
             Ok(dir) => {
