@@ -68,7 +68,7 @@ pub struct Checked {
 }
 
 /// Rows that are checked together hold at most about this many bytes.
-const BATCH_BYTES: usize = 1 << 20;
+const BATCH_BYTES: usize = 256 << 10;
 const BATCH_ROWS: usize = 1024;
 
 struct Row {

@@ -10,6 +10,7 @@
 mod chat;
 mod check;
 mod control;
+mod encode;
 mod error;
 mod format;
 mod json;

@@ -15,6 +15,7 @@
 use minijinja::Value as TemplateValue;
 use serde_json::json;
 
+use crate::encode::Encoded;
 use crate::error::TemplateError;
 use crate::row::{Conversation, is_assistant};
 use crate::tokenizer::{ChatTokenizer, Prepared};
@@ -42,6 +43,10 @@ impl Example {
 #[derive(Debug, Default)]
 pub(crate) struct Header(Option<String>);
 
+/// Most bytes to render for one row while looking for its answers: thousands of turns in one row would
+/// otherwise cost their square.
+const MAX_RENDERED: usize = 64 << 20;
+
 const PROBE_QUESTION: &str = "qjx";
 const PROBE_ANSWER: &str = "vkz";
 
@@ -56,18 +61,17 @@ impl ChatTokenizer {
         let messages = conversation.messages();
         let prepared = self.prepare(messages, conversation.tools())?;
         let text = self.render_prepared(&prepared, messages.len(), false)?;
-        let encoding = self.encode(&text)?;
-        let (ids, offsets) = (encoding.get_ids(), encoding.get_offsets());
+        let Encoded { mut ids, offsets } = self.encode(&text)?;
         let mut is_target = vec![false; ids.len()];
         let starts = self.answer_starts(&text, conversation, &prepared)?;
         let mut from = 0;
         for (index, start) in starts {
-            while offsets.get(from).is_some_and(|offset| offset.1 <= start) {
+            while offsets.get(from).is_some_and(|offset| offset.1 as usize <= start) {
                 from += 1;
             }
             let end = (from..ids.len()).find(|&at| self.stop_ids().contains(&ids[at]));
             let end = end.ok_or(TemplateError::NoEndOfTurn { message: index + 1 })?;
-            let answer = text.get(start..offsets[end].0).unwrap_or_default();
+            let answer = text.get(start..offsets[end].0 as usize).unwrap_or_default();
             if !says(answer, &prepared.messages[index]) {
                 return Err(TemplateError::ContentChanged { message: index + 1 });
             }
@@ -78,13 +82,11 @@ impl ChatTokenizer {
         }
         let full_len = ids.len();
         let kept = full_len.min(max_tokens);
+        ids.truncate(kept);
+        ids.shrink_to_fit();
         is_target.truncate(kept);
-        Ok(Example {
-            input_ids: ids[..kept].to_vec(),
-            is_target,
-            truncated: kept < full_len,
-            full_len,
-        })
+        is_target.shrink_to_fit();
+        Ok(Example { input_ids: ids, is_target, truncated: kept < full_len, full_len })
     }
 
     fn refuse_special_tokens(&self, conversation: &Conversation) -> Result<(), TemplateError> {
@@ -120,8 +122,13 @@ impl ChatTokenizer {
             }
         }
         let mut starts = Vec::new();
+        let mut rendered = 0;
         for index in trained() {
             let before = self.render_prepared(prepared, index, true)?;
+            rendered += before.len();
+            if rendered > MAX_RENDERED {
+                return Err(TemplateError::TooExpensive);
+            }
             if !text.starts_with(&before) {
                 return Err(TemplateError::HeaderNotFound { message: index + 1 });
             }
@@ -142,9 +149,10 @@ impl ChatTokenizer {
         });
         let stop = render(2, false).and_then(|whole| {
             let end = whole.rfind(PROBE_ANSWER)? + PROBE_ANSWER.len();
-            let encoding = self.encode(&whole).ok()?;
-            let after = encoding.get_ids().iter().zip(encoding.get_offsets());
-            let mut after = after.skip_while(|(_, offset)| offset.0 < end).map(|(id, _)| *id);
+            let encoded = self.encode(&whole).ok()?;
+            let after = encoded.ids.iter().zip(&encoded.offsets);
+            let mut after =
+                after.skip_while(|(_, offset)| (offset.0 as usize) < end).map(|(id, _)| *id);
             after.find(|id| self.special_ids.binary_search(id).is_ok())
         });
         self.header = Header(header);

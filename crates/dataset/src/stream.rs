@@ -128,7 +128,7 @@ mod tests {
     fn characters_of_several_tokens_come_out_whole() {
         let tokenizer = testing::chat_ml();
         let text = "Grüße 👩‍🚀 – 漢字";
-        let ids = tokenizer.encode(text).unwrap().get_ids().to_vec();
+        let ids = tokenizer.encode(text).unwrap().ids;
         assert!(ids.len() > text.chars().count());
         let pieces = stream(&tokenizer, &ids);
         assert!(pieces.iter().all(|piece| !piece.contains('\u{fffd}')), "{pieces:?}");
@@ -138,7 +138,7 @@ mod tests {
     #[test]
     fn an_unfinished_character_is_flushed_at_the_end() {
         let tokenizer = testing::chat_ml();
-        let ids = tokenizer.encode("a漢").unwrap().get_ids().to_vec();
+        let ids = tokenizer.encode("a漢").unwrap().ids;
         let pieces = stream(&tokenizer, &ids[..ids.len() - 1]);
         assert_eq!(pieces.concat(), "a\u{fffd}");
     }
@@ -146,7 +146,7 @@ mod tests {
     #[test]
     fn special_tokens_are_left_out() {
         let tokenizer = testing::chat_ml();
-        let ids = tokenizer.encode("a<|im_end|>b").unwrap().get_ids().to_vec();
+        let ids = tokenizer.encode("a<|im_end|>b").unwrap().ids;
         assert_eq!(tokenizer.decode(&ids), "ab");
     }
 
@@ -159,7 +159,7 @@ mod tests {
     #[test]
     fn words_of_a_space_marking_vocabulary_keep_their_spaces() {
         let tokenizer = testing::word_pieces();
-        let ids = tokenizer.encode("one two two one").unwrap().get_ids().to_vec();
+        let ids = tokenizer.encode("one two two one").unwrap().ids;
         assert_eq!(ids.len(), 4);
         assert_eq!(stream(&tokenizer, &ids), ["one", " two", " two", " one"]);
     }

@@ -224,7 +224,7 @@ mod tests {
             "{% for i in range(99999) %}{{ 'x' * 1000000 }}{% endfor %}",
             "{% for i in range(99999) %}{{ messages[0].content.count('zz') }}{% endfor %}",
             "{% for i in range(99999) %}{% set x = messages[0].content.find('zz') %}{% endfor %}",
-            "{% for i in range(9999) %}{% set x = messages[0].content.partition('z') %}{% endfor %}",
+            "{% for i in range(9999) %}{% set x=messages[0].content.partition('z') %}{% endfor %}",
             "{% for i in range(99999) %}{% set x = messages[0].content | tojson %}{% endfor %}",
             "{% for i in range(99999) %}{% set x = 'zz' in messages[0].content %}{% endfor %}",
             "{% for i in range(99999) %}{% set x = messages[0].content.split('b') %}{% endfor %}",

@@ -8,13 +8,10 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
-use tokenizers::{
-    Encoding, Model, NormalizedString, Normalizer, OffsetType, PreTokenizedString, PreTokenizer,
-    Tokenizer,
-};
+use tokenizers::Tokenizer;
 
 use crate::chat;
-use crate::control::{ControlTokens, Marks, Piece};
+use crate::control::{ControlTokens, Marks};
 use crate::error::{LoadError, TemplateError};
 use crate::mask::Header;
 use crate::stream::TextStream;
@@ -150,7 +147,7 @@ impl ChatTokenizer {
         let spelled = |list: &[Value]| list.iter().any(|v| self.control.find_in(v).is_some());
         if !spelled(messages) && !spelled(tools) {
             let text = self.render(messages, tools, true)?;
-            return Ok(self.encode(&text)?.get_ids().to_vec());
+            return Ok(self.encode(&text)?.ids);
         }
         let marks = Marks::absent_from(&[messages, tools]).ok_or_else(|| {
             TemplateError::Render("the messages use up all private-use characters".to_owned())
@@ -230,57 +227,6 @@ impl ChatTokenizer {
             special_tokens: &self.special_tokens,
             now: prepared.now,
         })
-    }
-
-    /// With byte offsets. The template writes the special tokens, so the tokenizer adds none.
-    pub(crate) fn encode(&self, text: &str) -> Result<Encoding, TemplateError> {
-        let encoding = self.tokenizer.encode(text, false);
-        encoding.map_err(|error| TemplateError::Tokenizer(error.to_string()))
-    }
-
-    fn encode_marked(&self, text: &str, marks: Marks) -> Result<Vec<u32>, TemplateError> {
-        let newline = self.encode("\n")?.get_ids().to_vec();
-        let mut ids = Vec::new();
-        for (index, piece) in marks.cut(text).into_iter().enumerate() {
-            // Tokenizers of SentencePiece's kind put a space before a text's beginning, and a piece
-            // from the middle has no beginning: a newline takes the space, and is cut off again.
-            let encode = |lead: &str| match piece {
-                Piece::Usual(text) => Ok(self.encode(&format!("{lead}{text}"))?.get_ids().to_vec()),
-                Piece::Plain(text) => self.encode_plain(&format!("{lead}{text}")),
-            };
-            if index == 0 {
-                ids.extend(encode("")?);
-                continue;
-            }
-            let led = encode("\n")?;
-            match led.strip_prefix(newline.as_slice()) {
-                Some(rest) => ids.extend(rest),
-                None => ids.extend(encode("")?),
-            }
-        }
-        Ok(ids)
-    }
-
-    /// Encodes with the special tokens switched off.
-    fn encode_plain(&self, text: &str) -> Result<Vec<u32>, TemplateError> {
-        let fail = |error: tokenizers::Error| TemplateError::Tokenizer(error.to_string());
-        let mut normalized = NormalizedString::from(text);
-        if let Some(normalizer) = self.tokenizer.get_normalizer() {
-            normalizer.normalize(&mut normalized).map_err(fail)?;
-        }
-        let mut split = PreTokenizedString::from(normalized);
-        if let Some(pre_tokenizer) = self.tokenizer.get_pre_tokenizer() {
-            pre_tokenizer.pre_tokenize(&mut split).map_err(fail)?;
-        }
-        let model = self.tokenizer.get_model();
-        split.tokenize(|part| model.tokenize(part.get())).map_err(fail)?;
-        let encoding = split.into_encoding(None, 0, OffsetType::None).map_err(fail)?;
-        let ids = encoding.get_ids().to_vec();
-        if ids.iter().any(|id| self.special_ids.binary_search(id).is_ok()) {
-            let what = format!("the special token in '{text}' cannot be written as plain text");
-            return Err(TemplateError::Tokenizer(what));
-        }
-        Ok(ids)
     }
 }
 
