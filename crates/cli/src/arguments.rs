@@ -123,6 +123,13 @@ pub enum Models {
         #[arg(long)]
         name: Option<String>,
     },
+    /// Write a base model as a folder in Hugging Face's layout, without registering it
+    Convert {
+        /// A GGUF file, or a folder to check and copy
+        path: PathBuf,
+        /// The folder to make
+        folder: PathBuf,
+    },
     /// List base models
     List {
         #[arg(long)]

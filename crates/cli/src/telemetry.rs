@@ -34,13 +34,18 @@ impl Default for Config {
     }
 }
 
+/// The database driver repeats the server's notices; they are shown only to who asks for them.
+fn with_quiet_driver(level: &str) -> String {
+    if level.contains("sqlx") { level.to_owned() } else { format!("{level},sqlx=warn") }
+}
+
 /// Installs the process's subscriber; call once.
 pub fn init(config: &Config) -> Result<()> {
     let filter = match std::env::var("RUST_LOG") {
         Ok(text) if !text.is_empty() => {
             EnvFilter::try_new(&text).with_context(|| format!("RUST_LOG={text} is not a filter"))?
         }
-        _ => EnvFilter::try_new(&config.level)
+        _ => EnvFilter::try_new(with_quiet_driver(&config.level))
             .with_context(|| format!("log.level = '{}' is not a filter", config.level))?,
     };
     let is_terminal = std::io::stderr().is_terminal();

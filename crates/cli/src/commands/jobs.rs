@@ -114,7 +114,7 @@ fn as_json(row: &JobRow) -> serde_json::Value {
 /// One line per fact; what is not known yet is left out.
 fn print_job(row: &JobRow) -> std::io::Result<()> {
     let line = |name: &str, value: Option<String>| match value {
-        Some(value) if !value.is_empty() => output::line(format_args!("{name:15}{value}")),
+        Some(value) if !value.is_empty() => output::line(format_args!("{name:16}{value}")),
         _ => Ok(()),
     };
     line("job", Some(row.id.to_string()))?;

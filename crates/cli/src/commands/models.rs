@@ -16,8 +16,12 @@ use crate::config::Config;
 use crate::output;
 
 pub async fn run(config: &Config, command: Models) -> Result<()> {
+    if let Models::Convert { path, folder } = &command {
+        // Before the database is opened: this needs none.
+        return convert(path, folder);
+    }
     let absent = match command {
-        Models::Import { .. } => Absent::Create,
+        Models::Import { .. } | Models::Convert { .. } => Absent::Create,
         Models::List { .. } | Models::Remove { .. } => Absent::Refuse,
     };
     let backend = Backend::open(config, absent).await?;
@@ -26,9 +30,20 @@ pub async fn run(config: &Config, command: Models) -> Result<()> {
     result
 }
 
+/// Writes a base model as a folder.
+fn convert(path: &Path, folder: &Path) -> Result<()> {
+    let imported = weights::import(path, folder)
+        .with_context(|| format!("cannot convert {}", path.display()))?;
+    let parameters = output::millions(imported.parameters);
+    let architecture = &imported.architecture;
+    output::line(format_args!("{} ({architecture}, {parameters} parameters)", folder.display()))?;
+    Ok(())
+}
+
 async fn act(backend: &Backend, command: Models) -> Result<()> {
     let Backend { store, project, .. } = backend;
     match command {
+        Models::Convert { path, folder } => convert(&path, &folder)?,
         Models::Import { path, name } => {
             let name = name.unwrap_or_else(|| weights::default_name(&path));
             let row = import(store, project, &path, &name, &std::env::temp_dir()).await?;

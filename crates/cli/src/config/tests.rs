@@ -28,7 +28,10 @@ fn refusal(sources: &Sources) -> String {
 fn the_default_file_says_what_the_code_says() {
     let file: Config = layers::extract(&Figment::from(Toml::string(DEFAULTS))).unwrap();
     // Secrets are hidden in both texts, and no default is one.
-    assert_eq!(format!("{file:#?}"), format!("{:#?}", Config::default()));
+    let (file, code) = (format!("{file:#?}"), format!("{:#?}", Config::default()));
+    let differences: Vec<(&str, &str)> =
+        file.lines().zip(code.lines()).filter(|(file, code)| file != code).collect();
+    assert!(file == code, "(file, code): {differences:#?}");
 }
 
 /// The keys that a section knows, as its own refusal of an unknown key tells them.
@@ -74,7 +77,8 @@ fn the_default_file_names_every_key_and_no_other() {
             }
         }
     }
-    assert_eq!(written, known);
+    let differences: Vec<&String> = written.symmetric_difference(&known).collect();
+    assert!(differences.is_empty(), "in the file or in the code, but not in both: {differences:?}");
 }
 
 #[test]

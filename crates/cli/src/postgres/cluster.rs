@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -200,7 +200,10 @@ fn reachable(binaries: Binaries, account: &Account) -> Result<Binaries> {
             barrier.display()
         );
     };
-    let copy = location::fallback_dir("postgres-programs", package, account)?;
+    // Another package in the same place gets a copy of its own.
+    let version = fs::metadata(&real)?;
+    let key = package.join(format!("{}-{}", version.mtime(), version.len()));
+    let copy = location::fallback_dir("postgres-programs", &key, account)?;
     if !copy.join("bin/postgres").exists() {
         tracing::info!("copying the Postgres programs to {}", copy.display());
         let unfinished = copy.with_extension("unfinished");
