@@ -2,6 +2,7 @@
 
 use axum::Router;
 use axum::body::Body;
+use axum::extract::DefaultBodyLimit;
 use axum::http::Request;
 use axum::routing::get;
 use tower::util::MapRequestLayer;
@@ -81,6 +82,7 @@ pub(crate) fn router(state: AppState) -> Router {
         .route("/openapi.json", get(|| async move { openapi }))
         .fallback(unknown_route)
         .method_not_allowed_fallback(method_not_allowed)
+        .layer(DefaultBodyLimit::disable())
         .layer(MapRequestLayer::new(unboxed))
         .layer(RequestBodyTimeoutLayer::new(body_idle_timeout))
         .nest("/internal/v1", internal::router(body_idle_timeout))
