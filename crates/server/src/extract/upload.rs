@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Poll, ready};
 
 use axum::body::Body;
 use axum::extract::multipart::{Field, MultipartError};
@@ -21,7 +22,7 @@ use crate::state::AppState;
 /// Room for the parts beside the file.
 const OVERHEAD_BYTES: u64 = 1024 * 1024;
 /// A part's headers, or what stands before the first part.
-const MAX_UNPARSED_BYTES: u64 = 64 * 1024;
+const MAX_UNPARSED_BYTES: u64 = 1024 * 1024;
 const MAX_FIELD_BYTES: usize = 4096;
 const MAX_FIELDS: usize = 32;
 
@@ -146,20 +147,34 @@ enum GuardError {
 
 /// The body's chunks, cut off when there are too many of them, or when the parser swallows more and more
 /// without finding a part in them (it would keep them all).
+///
+/// After each chunk the stream is once "not ready": the parser reads for as long as there is something
+/// to read before it hands anything on, and would gather a fast sender's whole file.
 fn guarded(
     body: Body,
     most: u64,
     unparsed: Arc<AtomicU64>,
 ) -> impl Stream<Item = Result<Bytes, axum::BoxError>> + Send {
+    let mut chunks = body.into_data_stream();
     let mut total = 0u64;
-    body.into_data_stream().map(move |chunk| {
-        let chunk = chunk?;
-        let length = chunk.len() as u64;
-        if unparsed.fetch_add(length, Ordering::Relaxed) > MAX_UNPARSED_BYTES {
-            return Err(GuardError::NoPart.into());
+    let mut has_just_given = false;
+    stream::poll_fn(move |context| {
+        if std::mem::take(&mut has_just_given) {
+            context.waker().wake_by_ref();
+            return Poll::Pending;
         }
-        total += length;
-        if total > most { Err(GuardError::TooLong(most).into()) } else { Ok(chunk) }
+        let Some(chunk) = ready!(chunks.poll_next_unpin(context)) else {
+            return Poll::Ready(None);
+        };
+        has_just_given = true;
+        Poll::Ready(Some(chunk.map_err(Into::into).and_then(|chunk| {
+            let length = chunk.len() as u64;
+            total += length;
+            if unparsed.fetch_add(length, Ordering::Relaxed) > MAX_UNPARSED_BYTES {
+                return Err(GuardError::NoPart.into());
+            }
+            if total > most { Err(GuardError::TooLong(most).into()) } else { Ok(chunk) }
+        })))
     })
 }
 

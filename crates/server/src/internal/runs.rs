@@ -19,7 +19,7 @@ use store::blob::BlobKey;
 use store::files::FileRow;
 use store::queue::{self, ClaimedJob};
 
-use super::error::InternalResult;
+use super::error::{InternalApiError, InternalResult};
 use super::extract::{InternalJson, LONGEST_POLL, Leased};
 use crate::extract::Worker;
 use crate::results;
@@ -104,7 +104,7 @@ pub(crate) async fn file(
     Path(FilePath { file }): Path<FilePath>,
 ) -> InternalResult<Response> {
     let row = queue::leased_file(&state.store.db, &lease, &file).await?;
-    download(&state, row.blob_key()).await
+    download(&state, &row.blob_key()).await
 }
 
 /// A blob's bytes.
@@ -177,8 +177,11 @@ pub(crate) async fn finish(
     Leased(lease): Leased,
     InternalJson(finish): InternalJson<FinishRun>,
 ) -> InternalResult<Json<RunFinished>> {
-    results::verify_adapter(&state.store, &lease, &finish.checkpoint_id).await?;
-    let files = results::upload(&state.store, &lease).await?;
+    let files = match results::prepare(&state.store, &lease, &finish.checkpoint_id).await {
+        // A repeated call: the run has ended already, and the store knows with which model.
+        Err(InternalApiError::LeaseLost) => Vec::new(),
+        prepared => prepared?,
+    };
     let fine_tuned_model = queue::finish(&state.store.db, &lease, &finish, files).await?;
     Ok(Json(RunFinished { fine_tuned_model }))
 }

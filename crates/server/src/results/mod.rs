@@ -20,8 +20,18 @@ const PURPOSE: &str = "fine-tune-results";
 /// The files without which an adapter cannot answer.
 const ADAPTER_FILES: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
 
+/// The result files, once the adapter has proved to be what was announced.
+pub(crate) async fn prepare(
+    store: &Store,
+    lease: &Lease,
+    checkpoint: &CheckpointId,
+) -> Result<Vec<(Uploaded, NewFile)>, InternalApiError> {
+    verify_adapter(store, lease, checkpoint).await?;
+    upload(store, lease).await
+}
+
 /// Reads the adapter's blobs back and compares them with the checkpoint's manifest.
-pub(crate) async fn verify_adapter(
+async fn verify_adapter(
     store: &Store,
     lease: &Lease,
     checkpoint: &CheckpointId,
@@ -54,7 +64,7 @@ async fn read_back(store: &Store, key: &BlobKey) -> store::Result<(u64, String)>
 }
 
 /// The result files, stored and not yet visible.
-pub(crate) async fn upload(
+async fn upload(
     store: &Store,
     lease: &Lease,
 ) -> Result<Vec<(Uploaded, NewFile)>, InternalApiError> {
