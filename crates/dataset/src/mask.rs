@@ -43,8 +43,8 @@ impl Example {
 #[derive(Debug, Default)]
 pub(crate) struct Header(Option<String>);
 
-/// Most bytes to render for one row while looking for its answers: thousands of turns in one row would
-/// otherwise cost their square.
+/// Most bytes to render for one row while looking for its answers: thousands of turns in one row
+/// would otherwise cost their square.
 const MAX_RENDERED: usize = 64 << 20;
 
 const PROBE_QUESTION: &str = "qjx";
