@@ -33,6 +33,8 @@ pub(crate) use checkpoint::discard;
 pub use checkpoint::{
     begin_checkpoint, commit_checkpoint, leased_checkpoint_file, put_checkpoint_file,
 };
+#[cfg(feature = "testing")]
+pub(crate) use claim::CLAIM;
 pub use claim::{ClaimedJob, claim};
 pub use finish::finish;
 pub use validation::{

@@ -65,6 +65,34 @@ impl TestStore {
             .unwrap_or_else(|error| panic!("{expression}: {error}"));
         value
     }
+
+    /// Runs SQL in a transaction that stays open, with its locks, until the value is dropped.
+    ///
+    /// # Panics
+    /// When the statement fails.
+    pub async fn hold(&self, statement: &str) -> impl Sized + use<> {
+        let statement = sqlx::AssertSqlSafe(statement.to_owned());
+        let transaction = self.store.db.pool.begin().await.expect("a transaction begins");
+        let mut transaction = Box::new(transaction);
+        sqlx::query(statement).execute(&mut **transaction).await.expect("the statement runs");
+        transaction
+    }
+
+    /// How Postgres would run the statement of the claim.
+    ///
+    /// # Panics
+    /// When the statement fails.
+    pub async fn plan_of_the_claim(&self) -> String {
+        let statement = sqlx::AssertSqlSafe(format!("explain {}", crate::queue::CLAIM));
+        let lines: Vec<(String,)> = sqlx::query_as(statement)
+            .bind("worker")
+            .bind(None::<&str>)
+            .bind(crate::interval(Duration::from_secs(60)))
+            .fetch_all(&self.store.db.pool)
+            .await
+            .expect("the claim can be planned");
+        lines.into_iter().map(|(line,)| line + "\n").collect()
+    }
 }
 
 impl Drop for TestStore {
