@@ -31,7 +31,7 @@ pub enum Input {
     /// A line that is no command, and the answer that it deserves, if it can be given one.
     Garbage {
         reason: String,
-        answer: Option<Reply>,
+        answer: Option<Box<Reply>>,
     },
     /// A run's data is in memory, or the reason why not. `attempt` tells it from a superseded one.
     Prepared {
@@ -98,7 +98,7 @@ fn parse(line: &[u8]) -> Input {
         Ok(command) => Input::Command(command),
         Err(error) => {
             let reason = format!("not a command: {error}");
-            let answer = answer_to_garbage(line, &reason);
+            let answer = answer_to_garbage(line, &reason).map(Box::new);
             Input::Garbage { reason, answer }
         }
     }
@@ -175,10 +175,8 @@ mod tests {
     #[test]
     fn a_malformed_plan_fails_its_run() {
         let got = inputs(r#"{"command":"train","plan":{"job_id":"ftjob-1"}}"#);
-        let [Input::Garbage { answer: Some(Reply::RunFailed { job_id, failure }), .. }] = &got[..]
-        else {
-            panic!("{got:?}");
-        };
+        let [Input::Garbage { answer: Some(answer), .. }] = &got[..] else { panic!("{got:?}") };
+        let Reply::RunFailed { job_id, failure } = &**answer else { panic!("{answer:?}") };
         assert_eq!((job_id.as_str(), failure.code.as_str()), ("ftjob-1", "invalid_plan"));
         assert!(failure.message.contains("fence"), "{}", failure.message);
     }

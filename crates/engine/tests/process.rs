@@ -327,6 +327,16 @@ fn what_fails_inside_a_turn_ends_nothing_else() {
     assert_eq!(engine.failure_of("ftjob-outside").code, "internal_error");
     engine.train(&plan(&output, "outside"));
     assert_eq!(engine.failure_of("ftjob-outside").code, "internal_error");
+    let request = GenerateRequest {
+        id: "adapter".to_owned(),
+        adapter: Some(output.path().join("no-such-adapter")),
+        messages: vec![json!({"role": "user", "content": "x"})],
+        tools: Vec::new(),
+        sampling: tokens(3),
+    };
+    engine.send(&Command::Generate { request: Box::new(request) });
+    let (_, message) = engine.answer("adapter").failure.unwrap();
+    assert!(message.contains("no-such-adapter"), "{message}");
     assert!(engine.end().success());
 }
 

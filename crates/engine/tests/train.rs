@@ -5,7 +5,7 @@ mod common;
 use std::fs;
 
 use common::{Folder, Tiny, bytes, plan};
-use domain::report::CheckpointKind;
+use domain::report::{CheckpointKind, RunReport};
 use engine::train::Happened;
 
 #[test]
@@ -87,6 +87,59 @@ fn losses_do_not_depend_on_the_size_of_micro_batches() {
             assert!((a - b).abs() < 1e-5 * a.abs().max(1.0), "{tokens}, step {step}: {a} and {b}");
         }
     }
+}
+
+#[test]
+fn runs_beside_each_other_do_not_touch_each_other() {
+    let (tiny, output) = (Tiny::load(), Folder::new());
+    let (one, mut other) = (plan(&output, "one"), plan(&output, "other"));
+    // Another shape of adapter, so that buffers kept by the decoder must follow the turns.
+    other.hyperparameters.lora.rank = 4;
+    other.hyperparameters.lora.dropout = 0.2;
+    let alone = [tiny.finish(one.clone()).losses(), tiny.finish(other.clone()).losses()];
+    let mut runs = [one, other].map(|plan| (tiny.begin(plan).unwrap(), Vec::new(), false));
+    while runs.iter().any(|(.., over)| !over) {
+        for (run, losses, over) in runs.iter_mut().filter(|(.., over)| !over) {
+            for event in run.turn(&tiny.decoder) {
+                *over |= event.ends_run();
+                if let Happened::Report(RunReport::Step(metrics)) = event {
+                    losses.push(metrics.train_loss);
+                }
+            }
+        }
+    }
+    assert_eq!(runs.map(|(_, losses, _)| losses), alone);
+}
+
+#[test]
+fn memory_that_runs_out_once_costs_a_repeated_step_and_no_accuracy() {
+    let (tiny, output) = (Tiny::load(), Folder::new());
+    let mut plan = plan(&output, "relieved");
+    plan.hyperparameters.batch_size = 4;
+    plan.hyperparameters.micro_batch_tokens = 96;
+    let undisturbed = tiny.finish(plan.clone()).losses();
+    let mut run = tiny.begin(plan).unwrap();
+    // Behind the announcement and into the first step, whose gradients so far must be forgotten.
+    run.turn(&tiny.decoder);
+    run.turn(&tiny.decoder);
+    assert!(run.relieve().is_some());
+    assert!(run.relieve().is_none(), "half is all that there is");
+    for (step, (a, b)) in undisturbed.iter().zip(tiny.drive(run).losses()).enumerate() {
+        assert!((a - b).abs() < 1e-5 * a.abs().max(1.0), "step {step}: {a} and {b}");
+    }
+}
+
+#[test]
+fn folders_of_an_attempt_that_died_are_replaced() {
+    let (tiny, output) = (Tiny::load(), Folder::new());
+    let mut plan = plan(&output, "twice");
+    plan.hyperparameters.n_epochs = 2;
+    let first = tiny.finish(plan.clone());
+    fs::write(first.last_dir().join("adapter_model.safetensors"), "half").unwrap();
+    let second = tiny.finish(plan);
+    assert_eq!(first.last_dir(), second.last_dir());
+    assert!(bytes(&second.last_dir(), "adapter_model.safetensors").len() > 1000);
+    assert_eq!(fs::read_dir(output.path().join("twice")).unwrap().count(), 2);
 }
 
 #[test]

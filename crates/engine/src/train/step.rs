@@ -57,7 +57,7 @@ impl Training {
     /// Draws the examples of the next step and packs them into micro-batches.
     pub fn begin_step(&self) -> StepInHand {
         let h = &self.hyperparameters;
-        let mut next_cursor = self.cursor.clone();
+        let mut next_cursor = self.cursor;
         let order = derive(h.seed, Purpose::DataOrder, 0, 0);
         let rows = self.data.next_batch(order, &mut next_cursor, h.batch_size as usize);
         let examples: Vec<_> = rows.iter().map(|&row| &self.data.examples[row as usize]).collect();
