@@ -34,7 +34,7 @@ FAULTS = {
         lines(_8=json.dumps(jobs.row("<|im_start|>user", "yes"))), None, ["8", "<|im_start|>"]),
     "invalid UTF-8": (lines(_10="{}").replace(b"{}", b'{"messages": "\xff\xfe"}'), None, ["10", "UTF-8"]),
     "too few examples": ("\n".join(GOOD[:3]).encode() + b"\n", "invalid_n_examples", ["3", "10"]),
-    "empty file": (b"", None, []),
+    "empty file": (b"", None, ["empty"]),
 }
 
 
@@ -62,7 +62,7 @@ def refusal(client, data):
 def test_a_faulty_file_is_refused_with_all_its_faults(client, fault):
     data, code, parts = FAULTS[fault]
     found_code, param, texts = refusal(client, data)
-    assert found_code == code if code else found_code, texts
+    assert code in (None, found_code), texts
     assert param in ("training_file", "file"), texts
     for part in parts:
         assert part in texts

@@ -178,7 +178,8 @@ def test_a_worker_with_a_wrong_token_ends_with_a_reason(cluster):
     worker = daemon.Process(cluster.folder, "wrong", arguments, environment)
     worker.start()
     try:
-        daemon.eventually(lambda: "401" in worker.tail() or "token" in worker.tail(), 30, "a reason")
+        reason = "refuses this worker's token"
+        daemon.eventually(lambda: reason in worker.tail(), 30, "the reason in the worker's log")
     finally:
         worker.kill()
 

@@ -132,9 +132,7 @@ def test_the_worker_is_free_after_a_cancelled_job(client, training_file):
     assert jobs.succeed(client, job.id).fine_tuned_model
 
 
-def test_a_tuned_model_can_be_trained_further(client, tuned, training_file):
-    job = jobs.create(client, training_file.id, model=tuned.fine_tuned_model, batch=24)
-    job = jobs.succeed(client, job.id)
-    first = jobs.result_csv(client, job).splitlines()[1].split(",")[1]
-    fresh = jobs.result_csv(client, tuned).splitlines()[1].split(",")[1]
-    assert float(first) < float(fresh) / 2, "it does not go on from the tuned weights"
+def test_a_tuned_model_is_not_a_base_model_and_the_refusal_names_one(client, tuned, training_file):
+    with pytest.raises(openai.BadRequestError) as caught:
+        jobs.create(client, training_file.id, model=tuned.fine_tuned_model)
+    assert BASE_MODEL in caught.value.message
