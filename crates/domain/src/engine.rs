@@ -28,16 +28,37 @@ pub enum Command {
 #[serde(tag = "reply", rename_all = "snake_case")]
 pub enum Reply {
     /// The base model is loaded; sent once, first.
-    Ready { model_type: String, parameters: u64, device: String, context_length: u32 },
-    Run { job_id: JobId, report: RunReport },
+    Ready {
+        model_type: String,
+        parameters: u64,
+        device: String,
+        context_length: u32,
+    },
+    Run {
+        job_id: JobId,
+        report: RunReport,
+    },
     /// A checkpoint folder is complete. The worker uploads it and removes it.
-    Checkpoint { job_id: JobId, checkpoint: CheckpointReport },
+    Checkpoint {
+        job_id: JobId,
+        checkpoint: CheckpointReport,
+    },
     /// All steps are done; the final checkpoint was reported before.
-    RunFinished { job_id: JobId },
+    RunFinished {
+        job_id: JobId,
+    },
     /// Stopped on command; with `checkpoint` asked for, it was reported before.
-    RunStopped { job_id: JobId },
-    RunFailed { job_id: JobId, failure: RunFailure },
-    Generation { id: String, event: GenerationEvent },
+    RunStopped {
+        job_id: JobId,
+    },
+    RunFailed {
+        job_id: JobId,
+        failure: RunFailure,
+    },
+    Generation {
+        id: String,
+        event: GenerationEvent,
+    },
 }
 
 /// One chat request, resolved as far as the server can.

@@ -149,14 +149,17 @@ mod tests {
 
     #[test]
     fn epochs_follow_the_published_rule() {
-        for (n, epochs) in [(10, 10), (3, 25), (34, 3), (101, 3), (8_333, 3), (10_000, 2), (90_000, 1)] {
+        for (n, epochs) in
+            [(10, 10), (3, 25), (34, 3), (101, 3), (8_333, 3), (10_000, 2), (90_000, 1)]
+        {
             assert_eq!(auto_epochs(n), epochs, "{n} examples");
         }
     }
 
     #[test]
     fn auto_is_a_word_on_the_wire() {
-        let h: Hyperparameters = serde_json::from_str(r#"{"n_epochs":"auto","batch_size":4}"#).unwrap();
+        let h: Hyperparameters =
+            serde_json::from_str(r#"{"n_epochs":"auto","batch_size":4}"#).unwrap();
         assert_eq!((h.n_epochs, h.batch_size), (Auto::Auto, Auto::Value(4)));
         assert_eq!(
             serde_json::to_string(&h).unwrap(),

@@ -21,9 +21,17 @@ fn main() {
         rank: 16,
         alpha: 32.0,
         dropout: 0.0,
-        target_modules: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-            .map(str::to_owned)
-            .to_vec(),
+        target_modules: [
+            "q_proj",
+            "k_proj",
+            "v_proj",
+            "o_proj",
+            "gate_proj",
+            "up_proj",
+            "down_proj",
+        ]
+        .map(str::to_owned)
+        .to_vec(),
     };
     let adapter = Adapter::init(&decoder, &options, 1).expect("an adapter");
     let mut gradients = Gradients::zeros(&adapter);
