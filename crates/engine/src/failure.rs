@@ -1,7 +1,7 @@
 //! From "something went wrong inside a turn" to the failure that its owner is told.
 //!
-//! libtorch's errors arrive as panics with the error's text, so their kind is read from that text, once,
-//! here. This module decides nothing about retrying with less memory: `train` does.
+//! libtorch's errors arrive as panics with the error's text, so their kind is read from that text,
+//! once, here. This module decides nothing about retrying with less memory: `train` does.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -42,7 +42,8 @@ impl Fault {
 
 /// Runs one turn; a panic in it is returned as a [`Fault`].
 pub fn guard<T>(turn: impl FnOnce() -> T) -> Result<T, Fault> {
-    // The caller drops or resets whatever the turn was working on, so no broken state is seen again.
+    // The caller drops or resets whatever the turn was working on, so no broken state is seen
+    // again.
     catch_unwind(AssertUnwindSafe(turn)).map_err(|payload| Fault::from_text(panic_text(payload)))
 }
 
@@ -79,8 +80,8 @@ impl From<&Fault> for RunFailure {
                 "out_of_memory",
                 Some("micro_batch_tokens"),
                 format!(
-                    "The device's memory does not suffice, also with half the micro-batch: {reason}. \
-                     Lower micro_batch_tokens or max_seq_len."
+                    "The device's memory does not suffice, also with half the micro-batch: \
+                     {reason}. Lower micro_batch_tokens or max_seq_len."
                 ),
             ),
             Fault::DeviceLost(_) => {
@@ -100,8 +101,8 @@ mod tests {
     #[test]
     fn a_panic_becomes_a_fault_of_its_kind() {
         let fault_of = |text: &'static str| guard(|| panic!("{text}")).unwrap_err();
-        let cpu = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate \
-                   memory: you tried to allocate 12 bytes.\nException raised from ...";
+        let cpu = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't \
+                   allocate memory: you tried to allocate 12 bytes.\nException raised from ...";
         assert!(matches!(fault_of(cpu), Fault::OutOfMemory(_)));
         assert!(matches!(fault_of("CUDA out of memory. Tried to allocate"), Fault::OutOfMemory(_)));
         let lost = "CUDA error: an illegal memory access was encountered";

@@ -1,7 +1,8 @@
-//! The program `finetuned-engine`: loads one base model, then obeys the lines on its standard input.
+//! The program `finetuned-engine`: loads one base model, then obeys the lines on its standard
+//! input.
 //!
-//! Exit codes: 0 at the end of the input, 2 when it cannot start (one line on standard error says why), 3
-//! when its device is lost.
+//! Exit codes: 0 at the end of the input, 2 when it cannot start (one line on standard error says
+//! why), 3 when its device is lost.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -21,8 +22,8 @@ use tch::{Cuda, Device};
 const USAGE: &str = "\
 usage: finetuned-engine --model FOLDER [--device cpu|cuda:N] [--threads N]
 
-Trains and answers with one base model. Commands are JSON lines on standard input, replies JSON lines on
-standard output; started by a worker, not by hand.
+Trains and answers with one base model. Commands are JSON lines on standard input, replies
+JSON lines on standard output; started by a worker, not by hand.
 
   --model FOLDER   the base model: config.json, model.safetensors, tokenizer.json, ...
   --device DEVICE  cpu (default) or cuda:N

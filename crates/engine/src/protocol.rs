@@ -1,8 +1,9 @@
-//! The lines between worker and engine: commands read by a thread of their own, replies by one writer.
+//! The lines between worker and engine: commands read by a thread of their own, replies by one
+//! writer.
 //!
-//! The types are `domain::engine`'s. A line that is no command is bad input, not the end: it is logged, and
-//! when it says which run or request it meant, that one is answered as failed. The end of input ends the
-//! process at once, whatever it is doing.
+//! The types are `domain::engine`'s. A line that is no command is bad input, not the end: it is
+//! logged, and when it says which run or request it meant, that one is answered as failed. The end
+//! of input ends the process at once, whatever it is doing.
 
 use std::io::{self, BufRead, Read, Write};
 use std::sync::mpsc::{Sender, channel};
@@ -52,9 +53,10 @@ pub fn read_commands(inputs: Sender<Input>) {
                 return;
             }
         }
-        // The scheduler ends between two turns. A turn may take seconds, and a device may hang in one:
-        // then this thread ends the process. Running libtorch's destructors beside a working thread could
-        // hang as well, so it is a kill; checkpoints are renamed into place and cannot be half done.
+        // The scheduler ends between two turns. A turn may take seconds, and a device may hang in
+        // one: then this thread ends the process. Running libtorch's destructors beside a working
+        // thread could hang as well, so it is a kill; checkpoints are renamed into place and cannot
+        // be half done.
         let _ = inputs.send(Input::End);
         let (_never, timer) = channel::<()>();
         let _ = timer.recv_timeout(GRACE);
@@ -73,7 +75,8 @@ impl<R: BufRead> Lines<R> {
         Self { reader, line: Vec::new() }
     }
 
-    /// The next command or bad line; empty lines are passed over. None at the end, or when the pipe breaks.
+    /// The next command or bad line; empty lines are passed over. None at the end, or when the pipe
+    /// breaks.
     fn next_input(&mut self) -> Option<Input> {
         loop {
             self.line.clear();

@@ -1,9 +1,9 @@
 //! Who goes next: one thread takes commands and hands out turns.
 //!
-//! A turn is one token of an answer or one micro-batch of a run, so nothing waits longer than that for its
-//! own. Answers go first, because somebody is waiting for them; a run still gets a turn every
-//! [`RUN_WAITS_AT_MOST`]. Without work the thread sleeps on its channel. A turn that panics ends its own run or
-//! answer and nothing else, unless the device itself is lost.
+//! A turn is one token of an answer or one micro-batch of a run, so nothing waits longer than that
+//! for its own. Answers go first, because somebody is waiting for them; a run still gets a turn
+//! every [`RUN_WAITS_AT_MOST`]. Without work the thread sleeps on its channel. A turn that panics
+//! ends its own run or answer and nothing else, unless the device itself is lost.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -123,8 +123,8 @@ impl<'a> Scheduler<'a> {
         Ok(())
     }
 
-    /// Reads a new run's data in a thread of its own. A second plan of a job replaces the first: the worker
-    /// knows which lease is the valid one.
+    /// Reads a new run's data in a thread of its own. A second plan of a job replaces the first:
+    /// the worker knows which lease is the valid one.
     fn begin_run(&mut self, plan: TrainingPlan) {
         let job_id = plan.job_id.clone();
         self.forget_run(&job_id);
@@ -286,7 +286,8 @@ impl<'a> Scheduler<'a> {
     }
 }
 
-/// A lost device poisons the process; the worker starts another and every run resumes from its checkpoint.
+/// A lost device poisons the process; the worker starts another and every run resumes from its
+/// checkpoint.
 fn still_usable(fault: &Fault) -> Result<()> {
     match fault {
         Fault::DeviceLost(_) => bail!("the device is lost: {}", fault.message()),

@@ -1,7 +1,8 @@
 //! Seeds for every random choice of a run, computed from the plan's seed and plain counters.
 //!
-//! No generator is kept alive between steps, so there is no generator state to save: a resumed run computes
-//! the same seeds as one that was never interrupted. This module draws no random numbers itself.
+//! No generator is kept alive between steps, so there is no generator state to save: a resumed run
+//! computes the same seeds as one that was never interrupted. This module draws no random numbers
+//! itself.
 
 /// What a seed is for; streams of different purpose are independent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,7 +15,8 @@ pub enum Purpose {
 
 /// The seed number (`a`, `b`) of the stream `purpose` under the root `seed`.
 pub fn derive(seed: u64, purpose: Purpose, a: u64, b: u64) -> u64 {
-    // Words go in unmixed: mixing both sides would make seed 1 with word 2 equal to seed 2 with word 1.
+    // Words go in unmixed: mixing both sides would make seed 1 with word 2 equal to seed 2 with
+    // word 1.
     mix([purpose as u64, a, b].into_iter().fold(seed, |state, word| mix(state) ^ word))
 }
 

@@ -106,7 +106,10 @@ impl Engine {
     }
 
     fn failure_of(&self, job: &str) -> RunFailure {
-        let of_job = |reply: &Reply| matches!(reply, Reply::RunFailed { job_id, .. } if job_id.as_str() == job);
+        let of_job = |reply: &Reply| match reply {
+            Reply::RunFailed { job_id, .. } => job_id.as_str() == job,
+            _ => false,
+        };
         match self.replies_until(of_job).pop() {
             Some(Reply::RunFailed { failure, .. }) => failure,
             other => panic!("{other:?}"),
@@ -360,7 +363,8 @@ fn a_cancelled_answer_is_silent() {
     engine.send(&Command::CancelGenerate { id: "cancelled".to_owned() });
     engine.ask("next", "Hello", tokens(4));
     let replies = engine.replies_until(|reply| {
-        matches!(reply, Reply::Generation { id, event: GenerationEvent::Done { .. } } if id == "next")
+        let done = |event: &GenerationEvent| matches!(event, GenerationEvent::Done { .. });
+        matches!(reply, Reply::Generation { id, event } if id == "next" && done(event))
     });
     let cancelled = Answer::of("cancelled", &replies);
     assert!(cancelled.reasons.len() < 100, "it went on to its end");

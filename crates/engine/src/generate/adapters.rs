@@ -1,6 +1,7 @@
 //! Adapters of chat requests, kept in memory while they are in use and a little longer.
 //!
-//! A folder's content never changes under its name (the worker caches by digest), so the path is the key.
+//! A folder's content never changes under its name (the worker caches by digest), so the path is
+//! the key.
 
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -22,8 +23,8 @@ impl AdapterCache {
         Self { kept, adapters: Vec::new() }
     }
 
-    /// The adapter of a folder, loaded if it is not there yet. One that is dropped from here lives on as long
-    /// as an answer uses it.
+    /// The adapter of a folder, loaded if it is not there yet. One that is dropped from here lives
+    /// on as long as an answer uses it.
     ///
     /// # Errors
     /// A folder that holds no adapter for this model.

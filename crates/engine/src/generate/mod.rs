@@ -1,8 +1,8 @@
 //! Answers to chat requests, token by token.
 //!
-//! One turn is one token, or one piece of the prompt. The choices of a request come one after the other
-//! from one reading of the prompt, so a request holds at most two caches, whatever its `n`. Who gets the
-//! next turn is the scheduler's business; how to draw a token is `model::Sampler`'s.
+//! One turn is one token, or one piece of the prompt. The choices of a request come one after the
+//! other from one reading of the prompt, so a request holds at most two caches, whatever its `n`.
+//! Who gets the next turn is the scheduler's business; how to draw a token is `model::Sampler`'s.
 
 mod adapters;
 mod stop;
@@ -33,8 +33,8 @@ pub struct Generation<'a> {
     prompt: Vec<i64>,
     /// Tokens that a choice may have at most; with the prompt never above the context length.
     limit: usize,
-    /// The prompt's; made in the first turn, so that a request that waits holds none, and taken by the last
-    /// choice.
+    /// The prompt's; made in the first turn, so that a request that waits holds none, and taken by
+    /// the last choice.
     cache: Option<KvCache>,
     /// After the whole prompt, one per token of the vocabulary.
     prompt_logits: Vec<f32>,
@@ -80,8 +80,8 @@ impl<'a> Generation<'a> {
             return Err(failure(
                 "context_length_exceeded",
                 format!(
-                    "This model's maximum context length is {context} tokens. However, your messages \
-                     resulted in {} tokens. Please reduce the length of the messages.",
+                    "This model's maximum context length is {context} tokens. However, your \
+                     messages resulted in {} tokens. Please reduce the length of the messages.",
                     prompt.len()
                 ),
             ));
@@ -108,7 +108,8 @@ impl<'a> Generation<'a> {
         &self.id
     }
 
-    /// Reads a piece of the prompt or makes one token. After [`GenerationEvent::Done`] nothing is left.
+    /// Reads a piece of the prompt or makes one token. After [`GenerationEvent::Done`] nothing is
+    /// left.
     pub fn turn(&mut self, decoder: &Decoder) -> Vec<GenerationEvent> {
         if self.prompt_logits.is_empty() {
             return self.read_prompt(decoder);

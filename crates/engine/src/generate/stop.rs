@@ -1,7 +1,7 @@
 //! Stop strings in a stream of text pieces.
 //!
-//! Text that may be the beginning of a stop string is held back until the next piece decides, so that no
-//! part of a stop string is ever sent. Stop tokens are the caller's business.
+//! Text that may be the beginning of a stop string is held back until the next piece decides, so
+//! that no part of a stop string is ever sent. Stop tokens are the caller's business.
 
 /// What a piece of text led to.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -6,8 +6,9 @@
 //! | `optimizer.safetensors` | both moments, in the adapter's flat order |
 //! | `state.json` | [`State`] |
 //!
-//! A folder is written under a temporary name, synced, and renamed: one that exists is complete. Folders that
-//! are complete are the worker's to upload and to remove; this module removes none of them.
+//! A folder is written under a temporary name, synced, and renamed: one that exists is complete.
+//! Folders that are complete are the worker's to upload and to remove; this module removes none of
+//! them.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -26,8 +27,8 @@ const STATE_FILE: &str = "state.json";
 /// Raised when an older engine could not read what a newer one writes, or the reverse.
 const FORMAT: u32 = 1;
 
-/// The run's state beside the tensors. No state of a random generator is among it: every seed is computed
-/// from the plan's seed and the numbers here (see `seed`).
+/// The run's state beside the tensors. No state of a random generator is among it: every seed is
+/// computed from the plan's seed and the numbers here (see `seed`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct State {
     pub format: u32,
@@ -69,8 +70,8 @@ pub enum CheckpointError {
     #[error("{}: {reason}", path.display())]
     Invalid { path: PathBuf, reason: String },
     #[error(
-        "the checkpoint was made with another '{field}' ({saved}) than the job now has ({planned}); \
-         start a new job instead of resuming this one"
+        "the checkpoint was made with another '{field}' ({saved}) than the job now has \
+         ({planned}); start a new job instead of resuming this one"
     )]
     Mismatch { field: String, saved: String, planned: String },
 }
@@ -104,7 +105,8 @@ impl Fingerprint {
             .expect("hyperparameters are plain data with text keys");
         for (name, value) in hyperparameters.as_object().into_iter().flatten() {
             match value.as_object() {
-                // Text, because a float that is printed and parsed again may differ in its last bit.
+                // Text, because a float that is printed and parsed again may differ in its last
+                // bit.
                 Some(inner) => fields
                     .extend(inner.iter().map(|(key, v)| (format!("{name}.{key}"), v.to_string()))),
                 None if FREE.contains(&name.as_str()) => {}

@@ -1,5 +1,5 @@
-//! Loss and accuracy on the validation file: a rotating batch on every tenth step, the whole file at the end
-//! of an epoch.
+//! Loss and accuracy on the validation file: a rotating batch on every tenth step, the whole file
+//! at the end of an epoch.
 //!
 //! Like a step, an evaluation is taken one micro-batch at a time. It changes nothing of the run.
 

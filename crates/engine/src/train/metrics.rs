@@ -1,4 +1,5 @@
-//! The numbers of a step that are about progress rather than about learning: speed, time left, epochs.
+//! The numbers of a step that are about progress rather than about learning: speed, time left,
+//! epochs.
 //!
 //! Pure: durations come in from outside. Losses are computed in `step` and `evaluate`.
 
@@ -16,8 +17,8 @@ pub struct Speed {
 }
 
 impl Speed {
-    /// Takes one step's wall time, the waiting for other runs and for chat answers included: that is the
-    /// speed at which the run will end.
+    /// Takes one step's wall time, the waiting for other runs and for chat answers included: that
+    /// is the speed at which the run will end.
     pub fn record(&mut self, elapsed: Duration) {
         self.seconds += NEWEST_SHARE * (elapsed.as_secs_f64() - self.seconds);
         self.weight += NEWEST_SHARE * (1.0 - self.weight);

@@ -1,8 +1,9 @@
 //! A run: set up from a plan or a checkpoint, then turn by turn to its end.
 //!
-//! One turn is one micro-batch, of a step ([`step`]) or of an evaluation ([`evaluate`]). What happens once in
-//! a while (evaluations, reports, checkpoints, the end) happens here, around the step. The run writes
-//! checkpoint folders and returns everything else that it has to say; who hears it is the scheduler's part.
+//! One turn is one micro-batch, of a step ([`step`]) or of an evaluation ([`evaluate`]). What
+//! happens once in a while (evaluations, reports, checkpoints, the end) happens here, around the
+//! step. The run writes checkpoint folders and returns everything else that it has to say; who
+//! hears it is the scheduler's part.
 
 pub mod checkpoint;
 mod evaluate;
@@ -101,7 +102,8 @@ impl Run {
     /// Sets up adapter and optimizer, new or from the plan's checkpoint.
     ///
     /// # Errors
-    /// An adapter that the model cannot carry; a checkpoint that is damaged or belongs to another plan.
+    /// An adapter that the model cannot carry; a checkpoint that is damaged or belongs to another
+    /// plan.
     pub fn new(prepared: Prepared, decoder: &Decoder) -> Result<Self, RunFailure> {
         let Prepared { plan, training: data, validation, fingerprint } = prepared;
         let h = plan.hyperparameters.clone();
@@ -148,13 +150,14 @@ impl Run {
         &self.plan.job_id
     }
 
-    /// Ends the run after the step in hand, with a checkpoint if any step was done since the last one.
+    /// Ends the run after the step in hand, with a checkpoint if any step was done since the last
+    /// one.
     pub fn stop(&mut self) {
         self.stopping = true;
     }
 
-    /// Does one micro-batch, and what is due after it. After what [ends the run](Happened::ends_run) there are
-    /// no more turns.
+    /// Does one micro-batch, and what is due after it. After what [ends the
+    /// run](Happened::ends_run) there are no more turns.
     pub fn turn(&mut self, decoder: &Decoder) -> Vec<Happened> {
         let mut happened = Vec::new();
         if let Err(failure) = self.micro_batch(decoder, &mut happened) {
@@ -173,7 +176,8 @@ impl Run {
                 return self.end(happened);
             }
             if !self.announced {
-                // A turn of its own, so that it is known when the first step begins, not when it ends.
+                // A turn of its own, so that it is known when the first step begins, not when it
+                // ends.
                 happened.push(self.announcement());
                 self.announced = true;
                 self.concluded = Instant::now();
@@ -265,7 +269,8 @@ impl Run {
         Ok((Some(Box::new(metrics)), extents.into_iter().map(Evaluation::new).collect()))
     }
 
-    /// The step and its evaluations are done: report, write the checkpoint that is due, end if it is time.
+    /// The step and its evaluations are done: report, write the checkpoint that is due, end if it
+    /// is time.
     fn conclude(
         &mut self,
         metrics: Option<Box<StepMetrics>>,
@@ -314,8 +319,8 @@ impl Run {
         Ok(())
     }
 
-    /// Writes a checkpoint. One that fails is told and passed over, unless it is the result itself or the
-    /// third in a row.
+    /// Writes a checkpoint. One that fails is told and passed over, unless it is the result itself
+    /// or the third in a row.
     fn checkpoint(
         &mut self,
         kind: CheckpointKind,
@@ -352,8 +357,8 @@ impl Run {
         }
     }
 
-    /// Memory ran out in a turn: once in a run, takes the step or evaluation in hand again with half the
-    /// tokens per micro-batch. None when that cannot help.
+    /// Memory ran out in a turn: once in a run, takes the step or evaluation in hand again with
+    /// half the tokens per micro-batch. None when that cannot help.
     pub fn relieve(&mut self) -> Option<Happened> {
         let before = self.training.micro_batch_tokens;
         if self.halved || before < 2 {
@@ -427,8 +432,8 @@ fn cannot_resume(error: CheckpointError) -> RunFailure {
 
 fn diverged(step: u64, what: &str, skipped: u32) -> RunFailure {
     let message = format!(
-        "Training diverged: the {what} was not a finite number in {skipped} steps in a row, the last \
-         of them step {step}. Lower the learning rate (learning_rate_multiplier)."
+        "Training diverged: the {what} was not a finite number in {skipped} steps in a row, \
+         the last of them step {step}. Lower the learning rate (learning_rate_multiplier)."
     );
     permanent("loss_diverged", Some("learning_rate_multiplier"), message)
 }

@@ -1,7 +1,7 @@
 //! AdamW with global-norm clipping over an adapter's flat buffer, and its state on disk.
 //!
-//! The numbers follow `torch.optim.AdamW` and `torch.nn.utils.clip_grad_norm_`. A gradient that is not
-//! finite never reaches the update. The learning rate comes from outside (`schedule`).
+//! The numbers follow `torch.optim.AdamW` and `torch.nn.utils.clip_grad_norm_`. A gradient that is
+//! not finite never reaches the update. The learning rate comes from outside (`schedule`).
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -52,8 +52,8 @@ impl Optimizer {
         self.updates
     }
 
-    /// One update of `values` in place; returns the gradient's norm before clipping. When the norm is not
-    /// finite, nothing is changed and the caller decides.
+    /// One update of `values` in place; returns the gradient's norm before clipping. When the norm
+    /// is not finite, nothing is changed and the caller decides.
     pub fn update(&mut self, values: &Tensor, grads: &Tensor, update: Update) -> f64 {
         let norm = kernels::sum_of_squares(grads).sqrt();
         if !norm.is_finite() {
@@ -84,7 +84,8 @@ impl Optimizer {
         write_safetensors(&folder.join(OPTIMIZER_FILE), tensors, &BTreeMap::new())
     }
 
-    /// Reads what [`save`](Self::save) wrote, for an adapter of `len` values after `updates` updates.
+    /// Reads what [`save`](Self::save) wrote, for an adapter of `len` values after `updates`
+    /// updates.
     ///
     /// # Errors
     /// File errors, and moments of another length.

@@ -1,7 +1,7 @@
 //! The part of a run's start that needs no model: check the plan, read and tokenise its files.
 //!
-//! It may take seconds for a large file, so the scheduler runs it in a thread of its own while other runs
-//! and answers go on. It allocates no tensor.
+//! It may take seconds for a large file, so the scheduler runs it in a thread of its own while
+//! other runs and answers go on. It allocates no tensor.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -81,7 +81,8 @@ fn check_plan(plan: &TrainingPlan, context_length: u64) -> Result<(), RunFailure
         (
             "lora.target_modules",
             !h.lora.target_modules.is_empty() && h.lora.target_modules.iter().all(known),
-            "must name one or more of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj",
+            "must name one or more of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, \
+             down_proj",
         ),
     ];
     if let Some((field, _, rule)) = rules.into_iter().find(|(_, holds, _)| !holds) {

@@ -1,8 +1,8 @@
 //! The learning rate as a pure function of the step.
 //!
-//! The factors equal those of transformers' `get_{linear,cosine,constant}_schedule_with_warmup`, its
-//! convention for the first step included: optimizer step k, counted from 0, uses `factor(k)`, so with a
-//! warm-up the very first update has a rate of 0. Nothing here remembers anything.
+//! The factors equal those of transformers' `get_{linear,cosine,constant}_schedule_with_warmup`,
+//! its convention for the first step included: optimizer step k, counted from 0, uses `factor(k)`,
+//! so with a warm-up the very first update has a rate of 0. Nothing here remembers anything.
 
 use std::f64::consts::PI;
 

@@ -1,8 +1,10 @@
-//! THE training step: draw a batch → gradients of its micro-batches → clip → learning rate → AdamW → numbers.
+//! THE training step: draw a batch → gradients of its micro-batches → clip → learning rate → AdamW
+//! → numbers.
 //!
-//! A step is taken one micro-batch at a time, because the scheduler gives other runs and chat answers their
-//! turns in between; nothing that a checkpoint holds changes before [`Training::finish_step`]. There is no
-//! input, output or logging here: evaluation, checkpoints and reports are around it, in `train`.
+//! A step is taken one micro-batch at a time, because the scheduler gives other runs and chat
+//! answers their turns in between; nothing that a checkpoint holds changes before
+//! [`Training::finish_step`]. There is no input, output or logging here: evaluation, checkpoints
+//! and reports are around it, in `train`.
 
 use std::vec::IntoIter;
 
@@ -81,8 +83,8 @@ impl Training {
         step: &mut StepInHand,
     ) -> Result<bool, BatchError> {
         if let Some(batch) = step.micro_batches.next() {
-            // Summed over targets, divided by the targets of the whole step: a mean per micro-batch would
-            // weigh a target by the company it was packed with.
+            // Summed over targets, divided by the targets of the whole step: a mean per micro-batch
+            // would weigh a target by the company it was packed with.
             let scale = 1.0 / step.numbers.target_tokens as f64;
             let seed = self.hyperparameters.seed;
             let dropout_seed = derive(seed, Purpose::Dropout, self.step, step.micro_batch);
@@ -94,8 +96,8 @@ impl Training {
         Ok(step.micro_batches.len() > 0)
     }
 
-    /// Updates the adapter and moves on. A loss or gradient that is not finite updates nothing: the batch is
-    /// passed over, and the numbers say it.
+    /// Updates the adapter and moves on. A loss or gradient that is not finite updates nothing: the
+    /// batch is passed over, and the numbers say it.
     pub fn finish_step(&mut self, step: StepInHand) -> StepNumbers {
         let h = &self.hyperparameters;
         let mut numbers = step.numbers;

@@ -54,7 +54,8 @@ impl Folder {
 
 /// Byte-level tokens and two control tokens, so that any text can be said in few weights.
 fn tokenizer_json() -> (Value, usize) {
-    // The usual table of byte-level tokenizers: printable bytes stand for themselves, others move up.
+    // The usual table of byte-level tokenizers: printable bytes stand for themselves, others move
+    // up.
     let mut vocabulary = Map::new();
     let mut moved = 0;
     for byte in 0..256u32 {
@@ -160,7 +161,8 @@ pub struct Tiny {
 
 impl Tiny {
     pub fn load() -> Self {
-        // One thread: tests run beside each other, and threads of libtorch would only wait for cores.
+        // One thread: tests run beside each other, and threads of libtorch would only wait for
+        // cores.
         tch::set_num_threads(1);
         let folder = Folder::new();
         write_model(folder.path(), None);
