@@ -41,6 +41,7 @@ pub fn choose(data_dir: &Path, account: &Account) -> Result<PathBuf> {
             barrier.display()
         )
     })?;
+    let elsewhere = unused(elsewhere);
     tracing::warn!(
         "user {} cannot enter {}: the database is placed in {} instead",
         account.name,
@@ -50,6 +51,17 @@ pub fn choose(data_dir: &Path, account: &Account) -> Result<PathBuf> {
     fs::write(data_dir.join(RECORD), format!("{}\n", elsewhere.display()))
         .with_context(|| format!("cannot write {}", data_dir.join(RECORD).display()))?;
     Ok(elsewhere)
+}
+
+/// `dir`, or its name with a number. A database may lie there whose data folder was deleted: its files
+/// are gone, so it is neither used nor thrown away unasked.
+fn unused(dir: PathBuf) -> PathBuf {
+    if !dir.exists() {
+        return dir;
+    }
+    tracing::warn!("{} holds a database that no data folder refers to any more", dir.display());
+    let mut numbered = (2..).map(|number: u32| sibling(&dir, &number.to_string()));
+    numbered.find(|dir| !dir.exists()).unwrap_or_else(|| dir.clone())
 }
 
 /// A folder outside the data folder, the same one for the same `of`, that `account` can reach.
@@ -150,6 +162,15 @@ mod tests {
         assert!(dir.as_os_str().len() <= LONGEST_SOCKET_DIR, "{}", dir.display());
         assert_eq!(fs::metadata(&dir).unwrap().mode() & 0o777, 0o700);
         fs::remove_dir(dir).unwrap();
+    }
+
+    #[test]
+    fn a_database_without_its_data_folder_is_left_alone() {
+        let root = tempfile::tempdir().unwrap();
+        let first = root.path().join("postgres-1");
+        assert_eq!(unused(first.clone()), first);
+        fs::create_dir(&first).unwrap();
+        assert_eq!(unused(first), root.path().join("postgres-1-2"));
     }
 
     #[test]
