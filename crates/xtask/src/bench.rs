@@ -13,8 +13,10 @@ use crate::workspace::{Profile, Workspace};
 const LIMIT: Duration = Duration::from_secs(60 * 60);
 
 /// Name, script, and what it measures.
-const BENCHES: [(&str, &str, &str); 1] =
-    [("train", "tests/bench/train.py", "tokens per second and peak memory of training")];
+const BENCHES: [(&str, &str, &str); 2] = [
+    ("train", "tests/bench/train.py", "tokens per second and peak memory of training"),
+    ("adapter", "tests/bench/adapter.py", "our adapter in peft: the same greedy answers"),
+];
 
 pub fn run(workspace: &Workspace, arguments: &[String]) -> Result<ExitCode> {
     let (name, rest) = arguments.split_first().ok_or_else(known_names)?;

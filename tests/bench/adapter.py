@@ -1,0 +1,102 @@
+"""Our adapter in peft: trains a few steps on the real model, then lets our engine and transformers + peft answer
+the same held-out prompts greedily. Every token must be the same. Prints a table and, last, one JSON line.
+
+    cargo xtask bench adapter [--rows 48] [--prompts 6]
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import train
+
+DATA = train.ROOT / "tests/data"
+NEW_TOKENS = 40
+
+
+def train_adapter(options, rows, model, folder):
+    """Trains, and answers with the folder of the final checkpoint."""
+    train.run_ours(options, rows, model, folder)
+    return max(folder.glob("ours-*/*/adapter_config.json"), key=os.path.getmtime).parent
+
+
+def our_answers(options, model, adapter, prompts):
+    environment = train.environment(options)
+    environment["LD_LIBRARY_PATH"] = str(pathlib.Path(os.environ["LIBTORCH"]) / "lib")
+    engine = subprocess.Popen(
+        [os.environ["FINETUNED_ENGINE"], "--model", model, "--threads", str(options.threads)],
+        env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )
+    sampling = {
+        "temperature": 0.0, "top_p": 1.0, "seed": None, "max_tokens": NEW_TOKENS, "stop": [],
+        "frequency_penalty": 0.0, "presence_penalty": 0.0, "n": 1,
+    }
+    for number, messages in enumerate(prompts):
+        request = {
+            "id": str(number), "adapter": str(adapter), "messages": messages, "tools": [],
+            "sampling": sampling,
+        }
+        engine.stdin.write(json.dumps({"command": "generate", "request": request}) + "\n")
+    engine.stdin.flush()
+    texts, open_answers = [""] * len(prompts), len(prompts)
+    for line in engine.stdout:
+        reply = json.loads(line)
+        if reply["reply"] != "generation":
+            continue
+        event = reply["event"]
+        if event["event"] == "delta":
+            texts[int(reply["id"])] += event["text"]
+        if event["event"] == "failed":
+            sys.exit(f"our engine: {event['failure']['message']}")
+        if event["event"] == "done":
+            open_answers -= 1
+            if open_answers == 0:
+                break
+    engine.stdin.close()
+    engine.wait()
+    return texts
+
+
+def peft_answers(model, adapter, prompts):
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    tuned = PeftModel.from_pretrained(base, adapter).eval()
+    texts = []
+    for messages in prompts:
+        inputs = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        with torch.no_grad():
+            output = tuned.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
+        new = output[0, inputs["input_ids"].shape[1]:]
+        texts.append(tokenizer.decode(new, skip_special_tokens=True))
+    return texts
+
+
+def main():
+    options = train.arguments()
+    with tempfile.TemporaryDirectory(prefix="finetuned-adapter-") as name:
+        folder = pathlib.Path(name)
+        rows, model = train.prepare(options, folder)
+        adapter = train_adapter(options, rows, model, folder)
+        held_out = (DATA / "address_test.jsonl").read_text(encoding="utf-8").splitlines()[:6]
+        prompts = [json.loads(line)["messages"][:-1] for line in held_out]
+        prompts.append([{"role": "user", "content": "What is the capital of France?"}])
+        ours = our_answers(options, model, adapter, prompts)
+        theirs = peft_answers(model, adapter, prompts)
+    equal = [a == b for a, b in zip(ours, theirs)]
+    for a, b, same in zip(ours, theirs, equal):
+        print("same     " if same else "DIFFERENT", repr(a) if same else f"{a!r} / {b!r}")
+    print(json.dumps({"bench": "adapter", "prompts": len(equal), "equal": sum(equal)}))
+    sys.exit(0 if all(equal) else 1)
+
+
+if __name__ == "__main__":
+    main()
