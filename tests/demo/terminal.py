@@ -71,7 +71,7 @@ def plot(values, title, below, width=64, height=10):
         for dot in range(first, last + 1):
             raster[dot // 4][column // 2] |= DOTS[column % 2][dot % 4]
         previous = row
-    lines = [f"{title}, {len(values)} {below}s"]
+    lines = [f"{title} by {below}"]
     for number, cells in enumerate(raster):
         value = high - span * number / max(height - 1, 1)
         lines.append(f"{value:8.3f} ┤{''.join(chr(BRAILLE + cell) for cell in cells)}")
