@@ -73,10 +73,10 @@ fn explain(path: &str, message: &str) -> ApiError {
         let parent = path.strip_suffix(field).map_or(path, |p| p.trim_end_matches('.'));
         return ApiError::unknown_parameter(join(parent, field));
     }
-    if let Some(rest) = message.strip_prefix("invalid type: ") {
-        if let Some((got, expected)) = rest.rsplit_once(", expected ") {
-            return ApiError::invalid_type(path, expected_words(expected), got_words(got));
-        }
+    if let Some(rest) = message.strip_prefix("invalid type: ")
+        && let Some((got, expected)) = rest.rsplit_once(", expected ")
+    {
+        return ApiError::invalid_type(path, expected_words(expected), got_words(got));
     }
     if let Some(value) = message.strip_prefix("unknown variant ").and_then(in_backticks) {
         let supported: Vec<&str> = message.split('`').skip(3).step_by(2).collect();

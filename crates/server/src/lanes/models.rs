@@ -23,7 +23,9 @@ pub(crate) struct Model {
 
 /// The latest models, by digest. Cheap to clone.
 #[derive(Clone, Default)]
-pub(crate) struct Models(Arc<Mutex<VecDeque<(String, Arc<Model>)>>>);
+pub(crate) struct Models(Arc<Mutex<Latest>>);
+
+type Latest = VecDeque<(String, Arc<Model>)>;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ModelError {
