@@ -63,7 +63,7 @@ fn part(name: &'static str, work: impl FnOnce() -> Result) -> Part {
 /// the dependencies twice for two selections, whose features differ.
 fn build(workspace: &Workspace) -> Result {
     let mut cargo = workspace.cargo();
-    cargo.args(["test", "--workspace", "--no-run", "--quiet"]);
+    cargo.args(["test", "--workspace", "--no-run"]);
     run::in_view("cargo test --no-run", &mut cargo, RUST_LIMIT)
 }
 
