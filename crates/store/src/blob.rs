@@ -216,7 +216,11 @@ async fn remove_leftovers(blob: PathBuf) -> std::io::Result<()> {
     };
     while let Some(entry) = entries.next_entry().await? {
         if entry.file_name().to_string_lossy().starts_with(&prefix) {
-            tokio::fs::remove_file(entry.path()).await?;
+            match tokio::fs::remove_file(entry.path()).await {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+                // Gone: removed here, or by the abort of the upload that wrote it.
+                _ => {}
+            }
         }
     }
     Ok(())

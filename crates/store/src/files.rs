@@ -134,15 +134,7 @@ impl Drop for Uploaded {
         if *self.visible.get_mut() {
             return;
         }
-        let (store, path) = (self.store.clone(), self.blob_key().path());
-        // Without a run-time the process is ending; the reservation is then collected later.
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move {
-                if let Err(error) = garbage::discard(&store, &path).await {
-                    tracing::warn!(blob.path = path, %error, "a broken-off upload is left for later");
-                }
-            });
-        }
+        garbage::discard_soon(self.store.clone(), self.blob_key().path());
     }
 }
 

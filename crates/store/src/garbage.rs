@@ -15,6 +15,8 @@ use crate::error::{Error, Result};
 
 /// An upload that is not visible after this is not going on any more.
 const UPLOAD_LIMIT: Duration = Duration::from_secs(48 * 3600);
+/// Tries, one second apart and then ever longer, before a broken-off upload is left to the collector.
+const DISCARD_ATTEMPTS: u32 = 5;
 /// A blob whose removal failed is left alone for so long.
 const RETRY_IN: Duration = Duration::from_secs(300);
 
@@ -22,6 +24,10 @@ const RETRY_IN: Duration = Duration::from_secs(300);
 /// that were broken off. The server calls it every few seconds. Returns how many were removed.
 pub async fn collect(store: &Store, limit: u32) -> Result<usize> {
     store.db.transact(Lane::Api, (), |tx, ()| Box::pin(expire_files(tx))).await?;
+    // A worker's name is new with each of its processes.
+    sqlx::query("delete from workers where seen_at < clock_timestamp() - interval '7 days'")
+        .execute(&store.db.pool)
+        .await?;
     let mut removed = 0;
     for _ in 0..limit {
         match remove(store, None).await? {
@@ -36,6 +42,26 @@ pub async fn collect(store: &Store, limit: u32) -> Result<usize> {
 /// Takes back a reservation: the blob goes now, unless it has become visible.
 pub(crate) async fn discard(store: &Store, path: &str) -> Result<()> {
     remove(store, Some(path.to_owned())).await.map(|_| ())
+}
+
+/// [`discard`] in a task of its own, patient with a database that is busy or restarting.
+pub(crate) fn discard_soon(store: Store, path: String) {
+    // Without a run-time the process is ending; the reservation is then collected later.
+    let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+    runtime.spawn(async move {
+        for attempt in 0..DISCARD_ATTEMPTS {
+            match discard(&store, &path).await {
+                Err(error) if error.is_unavailable() && attempt + 1 < DISCARD_ATTEMPTS => {
+                    tokio::time::sleep(Duration::from_secs(1 << attempt)).await;
+                }
+                Err(error) => {
+                    tracing::warn!(blob.path = path, %error, "broken-off upload left for later");
+                    return;
+                }
+                Ok(()) => return,
+            }
+        }
+    });
 }
 
 /// Notes, before an upload, what it will leave if it breaks off.

@@ -12,14 +12,15 @@
 //! |---|---|
 //! | [`keys`] | `create`, `authenticate` (secret → [`Principal`]), `list`, `revoke` |
 //! | [`files`] | `upload` (stream → [`Uploaded`], then `.commit(NewFile)`), `get`, `list`, `open`, `delete` |
-//! | [`base_models`] | `register` a folder, `list`, `get`, `remove` |
+//! | [`base_models`] | `register` a folder, `list`, `get`, `remove`; `…_for_workers` without a project |
 //! | [`models`] | `list`, `get`, `resolve` (name → base model + adapter), `delete` |
-//! | [`jobs`] | `create`, `get`, `list`, `queue_position` |
+//! | [`jobs`] | `create`, `get`, `list`, `queue_position`, `count_by_status` |
 //! | [`queue`] | **every change of a job's state**: validation, claim, heartbeat, reports, checkpoints, finish, fail, release, cancel, pause, resume |
-//! | [`reaper`] | takes runs back from silent workers |
-//! | [`events`], [`checkpoints`] | lists; metrics per step |
-//! | [`garbage`] | removes blobs that nothing refers to |
+//! | [`reaper`] | takes runs back from silent workers; `tick` it every `lease.reap_every` |
+//! | [`events`], [`checkpoints`] | lists; following a job; metrics per step |
+//! | [`garbage`] | `collect` removes blobs that nothing refers to; call it every few seconds |
 //! | [`blob`] | [`BlobKey`], streams in and out |
+//! | `testing` | with the feature of that name: a scratch database and folder for tests |
 //!
 //! # What the store writes by itself
 //!
@@ -28,11 +29,15 @@
 //!
 //! # Rules for callers
 //!
-//! - A dropped future is harmless: transactions run in tasks of their own.
+//! - A dropped future is harmless: transactions run in tasks of their own, and a claim that nobody
+//!   receives is given back.
 //! - [`Error::is_unavailable`] means: answer 503, try again. [`Error::LeaseLost`] means: stop that run.
+//! - Between [`queue::claim`] and its answer call [`queue::verify_resume`].
 //! - After a job becomes claimable ([`queue::finish_validation`], [`queue::resume`], [`queue::release`],
 //!   [`jobs::create`]) wake the waiting loops; a poll once a second is the guarantee.
-//! - Dropping an [`Uploaded`] removes its content again.
+//! - Dropping an [`Uploaded`] removes its content again. For [`queue::finish`] upload the result files and
+//!   pass them in; they become visible together with the model, or not at all.
+//! - The fence of a run does not begin at 1: each claim to validate takes a number too.
 
 mod messages;
 mod text;

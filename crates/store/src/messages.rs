@@ -77,6 +77,13 @@ pub(crate) fn checkpoint(step: u64, model: &ModelId) -> NewEvent {
     info(format!("Checkpoint created at step {step} with Snapshot ID: {model}"))
 }
 
+pub(crate) fn damaged(step: i64) -> NewEvent {
+    message(
+        Level::Warn,
+        format!("The checkpoint of step {step} is damaged, going back to the one before it"),
+    )
+}
+
 pub(crate) fn model_created(model: &ModelId) -> NewEvent {
     info(format!("New fine-tuned model created: {model}"))
 }

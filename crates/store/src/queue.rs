@@ -11,12 +11,16 @@
 //! - **Replays are harmless**: a worker repeats every call until it is answered.
 //! - All times are the database's.
 //!
-//! Validation is in [`validation`], checkpoints in [`checkpoint`], success in [`finish`].
+//! Validation is in `validation`, the claim in `claim`, checkpoints in `checkpoint` and `retention`, what to
+//! resume from in `resume`, success in `finish`, the users' wishes in `wishes`.
 
 mod checkpoint;
 mod claim;
 mod finish;
+mod resume;
+mod retention;
 mod validation;
+mod wishes;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -29,7 +33,6 @@ use serde_json::{Value, json};
 use sqlx::{FromRow, PgConnection};
 use uuid::Uuid;
 
-pub(crate) use checkpoint::discard;
 pub use checkpoint::{
     begin_checkpoint, commit_checkpoint, leased_checkpoint_file, put_checkpoint_file,
 };
@@ -37,10 +40,13 @@ pub use checkpoint::{
 pub(crate) use claim::CLAIM;
 pub use claim::{ClaimedJob, claim};
 pub use finish::finish;
+pub use resume::verify_resume;
+pub(crate) use retention::discard;
 pub use validation::{
     Validation, ValidationClaim, claim_validation, extend_validation, finish_validation,
     release_validation,
 };
+pub use wishes::{cancel, pause, resume};
 
 use crate::db::{Db, Lane};
 use crate::error::{Conflict, Error, Result};
@@ -48,7 +54,6 @@ use crate::events;
 use crate::files::{self, FileRow};
 use crate::jobs::{self, JobError, JobRow};
 use crate::messages;
-use crate::projects::Project;
 use crate::text;
 
 /// So many bad ends in a row without a new checkpoint, and the job fails.
@@ -124,15 +129,6 @@ impl Held {
             .fetch_optional(tx)
             .await?
             .ok_or(Error::LeaseLost)
-    }
-
-    async fn of_project(tx: &mut PgConnection, project: &Project, id: &JobId) -> Result<Self> {
-        sqlx::query_as(hold!("id = $1 and project_id = $2"))
-            .bind(id.as_str())
-            .bind(project.id.as_str())
-            .fetch_optional(tx)
-            .await?
-            .ok_or(Error::NotFound("job"))
     }
 
     /// The status after a bad end: wanted to pause, once too often, or again after a while.
@@ -238,7 +234,7 @@ async fn settle(
     .bind(json!({ "id": held.id }))
     .execute(&mut *tx)
     .await?;
-    checkpoint::drop_unneeded(tx, held, checkpoint::Need::NoRun).await
+    retention::drop_unneeded(tx, held, retention::Need::NoRun).await
 }
 
 /// A failed job, with its last event.
@@ -402,98 +398,4 @@ pub async fn leased_file(db: &Db, lease: &Lease, file: &FileId) -> Result<FileRo
         })
     })
     .await
-}
-
-/// Any status that is not terminal → `cancelled`, at once: the lease is void.
-pub async fn cancel(db: &Db, project: &Project, id: &JobId) -> Result<JobRow> {
-    let args = (project.clone(), id.clone());
-    db.transact(Lane::Api, args, |tx, (project, id)| {
-        Box::pin(async move {
-            let held = held_alive(tx, project, id).await?;
-            let ending = Change { crashes: held.crashes, ..Change::default() };
-            change(tx, &held, JobStatus::Cancelled, ending).await?;
-            events::append(tx, id, &[messages::cancelled()]).await?;
-            jobs::load(tx, id).await
-        })
-    })
-    .await
-}
-
-/// `queued` → `paused` at once; a running job is asked to write a checkpoint and stop.
-pub async fn pause(db: &Db, project: &Project, id: &JobId) -> Result<JobRow> {
-    let args = (project.clone(), id.clone());
-    db.transact(Lane::Api, args, |tx, (project, id)| {
-        Box::pin(async move {
-            let held = held_alive(tx, project, id).await?;
-            let event = match held.status()? {
-                JobStatus::Queued => {
-                    let ending = Change { crashes: held.crashes, ..Change::default() };
-                    change(tx, &held, JobStatus::Paused, ending).await?;
-                    Some(messages::paused())
-                }
-                JobStatus::Running if held.desired == "run" => {
-                    set_desired(tx, &held, "pause").await?;
-                    Some(messages::pausing())
-                }
-                JobStatus::Running | JobStatus::Paused => None,
-                status => {
-                    return Err(
-                        Conflict::JobState { job: id.clone(), status, wanted: "paused" }.into()
-                    );
-                }
-            };
-            events::append(tx, id, event.as_slice()).await?;
-            jobs::load(tx, id).await
-        })
-    })
-    .await
-}
-
-/// `paused` → `queued`; takes back the request to pause of a running job.
-pub async fn resume(db: &Db, project: &Project, id: &JobId) -> Result<JobRow> {
-    let args = (project.clone(), id.clone());
-    db.transact(Lane::Api, args, |tx, (project, id)| {
-        Box::pin(async move {
-            let held = held_alive(tx, project, id).await?;
-            let event = match held.status()? {
-                JobStatus::Paused => {
-                    let ending = Change { crashes: held.crashes, ..Change::default() };
-                    change(tx, &held, JobStatus::Queued, ending).await?;
-                    Some(messages::resumed())
-                }
-                JobStatus::Running if held.desired == "pause" => {
-                    set_desired(tx, &held, "run").await?;
-                    Some(messages::pause_withdrawn())
-                }
-                JobStatus::Running | JobStatus::Queued => None,
-                status => {
-                    return Err(
-                        Conflict::JobState { job: id.clone(), status, wanted: "resumed" }.into()
-                    );
-                }
-            };
-            events::append(tx, id, event.as_slice()).await?;
-            jobs::load(tx, id).await
-        })
-    })
-    .await
-}
-
-async fn held_alive(tx: &mut PgConnection, project: &Project, id: &JobId) -> Result<Held> {
-    let held = Held::of_project(tx, project, id).await?;
-    match held.status()? {
-        status if status.is_terminal() => {
-            Err(Conflict::JobEnded { job: id.clone(), status }.into())
-        }
-        _ => Ok(held),
-    }
-}
-
-async fn set_desired(tx: &mut PgConnection, held: &Held, desired: &str) -> Result<()> {
-    sqlx::query("update jobs set desired = $2 where id = $1 and status = 'running'")
-        .bind(&held.id)
-        .bind(desired)
-        .execute(tx)
-        .await?;
-    Ok(())
 }

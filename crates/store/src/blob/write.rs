@@ -140,8 +140,8 @@ impl Drop for Upload {
         let mut parts = std::mem::take(&mut self.parts);
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move {
-                // A part that is still being written could otherwise arrive after the abort.
-                parts.shutdown().await;
+                // A part that is still under way could otherwise arrive after the abort.
+                while parts.join_next().await.is_some() {}
                 if let Err(error) = inner.abort().await {
                     tracing::warn!(%error, "a broken-off upload could not be removed");
                 }

@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use domain::internal::{BaseModel, CheckpointManifest, ManifestFile};
+use domain::internal::{BaseModel, CheckpointManifest};
 use domain::plan::ResolvedHyperparameters;
 use serde_json::Value;
-use sqlx::types::Json;
-use sqlx::{FromRow, PgConnection};
+use sqlx::PgConnection;
+use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use super::{Held, Lease, checkpoint, fail_held};
+use super::{Held, Lease, fail_held, release, resume, retention};
 use crate::base_models::{BaseModelRecord, BaseModelRow};
 use crate::db::{Db, Lane};
 use crate::error::{Error, Result};
@@ -56,10 +56,20 @@ pub async fn claim(
     // Held until the transaction has ended, also if the caller is gone by then.
     let turn = db.claims.clone().lock_owned().await;
     let args = (turn, worker_id.to_owned(), warm_model.map(str::to_owned), ttl);
-    db.transact(Lane::Api, args, |tx, (_, worker_id, warm_model, ttl)| {
-        Box::pin(claim_next(tx, worker_id, warm_model.as_deref(), *ttl))
-    })
-    .await
+    let (answer, claimed) = oneshot::channel();
+    let db = db.clone();
+    tokio::spawn(async move {
+        let claimed = db
+            .transact(Lane::Api, args, |tx, (_, worker_id, warm_model, ttl)| {
+                Box::pin(claim_next(tx, worker_id, warm_model.as_deref(), *ttl))
+            })
+            .await;
+        // The worker has hung up meanwhile: another need not wait until the lease is over.
+        if let Err(Ok(Some(unwanted))) = answer.send(claimed) {
+            release(&db, &unwanted.lease).await.ok();
+        }
+    });
+    claimed.await.unwrap_or_else(|_| Err(Error::Unavailable("the claim broke off".to_owned())))
 }
 
 /// The statement of the claim: $1 worker, $2 warm model, $3 duration of the lease.
@@ -106,7 +116,7 @@ async fn claim_next(
         .bind(&held.project_id)
         .execute(&mut *tx)
         .await?;
-    checkpoint::drop_unneeded(tx, &held, checkpoint::Need::NewLease).await?;
+    retention::drop_unneeded(tx, &held, retention::Need::NewLease).await?;
     let lease = Lease { job_id: held.id(), fence: held.fence, token };
     match assemble(tx, &held, lease).await {
         Ok(claimed) => Ok(Some(claimed)),
@@ -140,7 +150,7 @@ async fn assemble(tx: &mut PgConnection, held: &Held, lease: Lease) -> Result<Cl
         Some(file) => Some(files::of_job(tx, project, file.as_str()).await?),
         None => None,
     };
-    let resume_from = latest_checkpoint(tx, id).await?;
+    let resume_from = resume::latest(tx, id).await?.map(|record| record.to_manifest());
     let base_model = model.to_manifest();
     Ok(ClaimedJob {
         lease,
@@ -151,27 +161,6 @@ async fn assemble(tx: &mut PgConnection, held: &Held, lease: Lease) -> Result<Cl
         validation_file,
         resume_from,
     })
-}
-
-async fn latest_checkpoint(tx: &mut PgConnection, job: &str) -> Result<Option<CheckpointManifest>> {
-    #[derive(FromRow)]
-    struct Record {
-        id: String,
-        step: i64,
-        files: Json<Vec<ManifestFile>>,
-    }
-    let record: Option<Record> = sqlx::query_as(
-        "select id, step, files from checkpoints where job_id = $1 and state = 'committed'
-         order by step desc, committed_at desc limit 1",
-    )
-    .bind(job)
-    .fetch_optional(tx)
-    .await?;
-    Ok(record.map(|record| CheckpointManifest {
-        checkpoint_id: record.id.into(),
-        step: record.step.unsigned_abs(),
-        files: record.files.0,
-    }))
 }
 
 /// Who asks; written at most every ten seconds.

@@ -333,3 +333,48 @@ async fn deleting_the_model_of_a_running_jobs_checkpoint_leaves_what_resumes_it(
     queue::release(&test.store.db, &claimed.lease).await.unwrap();
     assert_eq!(claim(&test).await.resume_from.unwrap().step, 10);
 }
+
+async fn damage(test: &TestStore, job: &JobId, step: u64, edit: fn(&std::path::Path)) {
+    let id = test.value(&format!("select id from checkpoints where step = {step}")).await;
+    let key = store::BlobKey::CheckpointFile {
+        project: test.project.id.clone(),
+        job: job.clone(),
+        checkpoint: id.as_str().into(),
+        name: "adapter_model.safetensors".to_owned(),
+    };
+    edit(&test.blobs.path().join(key.path()));
+}
+
+#[tokio::test]
+async fn damaged_checkpoints_are_passed_over_down_to_none() {
+    let (test, claimed) = running().await;
+    let (db, id) = (&test.store.db, &claimed.job.id);
+    for step in [10, 20, 30] {
+        checkpoint(&test, &claimed.lease, step, CheckpointKind::Epoch).await;
+    }
+    damage(&test, id, 30, |path| std::fs::remove_file(path).unwrap()).await;
+    damage(&test, id, 20, |path| {
+        let mut content = std::fs::read(path).unwrap();
+        content[3] ^= 1;
+        std::fs::write(path, content).unwrap();
+    })
+    .await;
+    queue::release(db, &claimed.lease).await.unwrap();
+    // A missing file is always seen, a changed one once a crash has raised a doubt.
+    let again = queue::verify_resume(&test.store, claim(&test).await).await.unwrap();
+    assert_eq!(again.resume_from.unwrap().step, 20);
+    queue::release(db, &again.lease).await.unwrap();
+    test.sql("update jobs set crashes = 1").await.unwrap();
+    let again = queue::verify_resume(&test.store, claim(&test).await).await.unwrap();
+    assert_eq!(again.resume_from.unwrap().step, 10);
+    let shown = visible(&test, id).await;
+    assert_eq!(shown.iter().map(|(step, _)| *step).collect::<Vec<_>>(), [10]);
+    queue::release(db, &again.lease).await.unwrap();
+    damage(&test, id, 10, |path| std::fs::write(path, b"").unwrap()).await;
+    let again = queue::verify_resume(&test.store, claim(&test).await).await.unwrap();
+    assert!(again.resume_from.is_none());
+    let heard = messages(&test, id).await;
+    assert_eq!(heard.iter().filter(|text| text.contains("is damaged")).count(), 3, "{heard:?}");
+    assert_eq!(job(&test, id).await.committed_step, 30, "progress never goes back");
+    assert_invariants(&test).await;
+}
