@@ -140,7 +140,7 @@ async fn an_upload_that_breaks_off_leaves_nothing() {
     let server = TestServer::start().await;
     let address = server.base.strip_prefix("http://").unwrap();
     let mut socket = tokio::net::TcpStream::connect(address).await.unwrap();
-    let whole = form(&[text("purpose", "fine-tune"), jsonl(&vec![b'x'; 3 << 20])]);
+    let whole = form(&[text("purpose", "fine-tune"), jsonl(&vec![b'x'; 30 << 20])]);
     let head = format!(
         "POST /v1/files HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-type: \
          {FORM_TYPE}\r\ncontent-length: {}\r\n\r\n",
@@ -148,7 +148,7 @@ async fn an_upload_that_breaks_off_leaves_nothing() {
         whole.len()
     );
     socket.write_all(head.as_bytes()).await.unwrap();
-    socket.write_all(&whole[..2 << 20]).await.unwrap();
+    socket.write_all(&whole[..20 << 20]).await.unwrap();
     until("bytes arrive in storage", async || (!server.blobs().is_empty()).then_some(())).await;
     drop(socket);
     until("nothing is left", async || server.blobs().is_empty().then_some(())).await;

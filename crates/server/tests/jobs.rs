@@ -84,7 +84,20 @@ async fn a_job_goes_from_file_to_model() {
     assert_eq!(ours["dataset"]["training_file"]["n_examples"], 12);
     assert_eq!((&ours["queue_position"], &ours["learning_rate"]), (&json!(0), &json!(5e-4)));
 
-    let run = claim(&server, &job).await;
+    let model = train(&server, &job, &training).await;
+
+    let done = server.job_when(&job, "succeeded").await;
+    assert_eq!(done["fine_tuned_model"], model);
+    assert_eq!((&done["trained_tokens"], &done["estimated_finish"]), (&json!(120), &Value::Null));
+    assert!(done["finished_at"].is_i64() && done["error"].is_null());
+    check_results(&server, &done).await;
+    check_events(&server, &job, &training, &validation, &model).await;
+    check_models(&server, &job, &model).await;
+}
+
+/// The worker's part; gives the tuned model's name.
+async fn train(server: &TestServer, job: &str, training: &str) -> String {
+    let run = claim(server, job).await;
     assert_eq!(run.claimed.hyperparameters.seed, 42);
     assert_eq!(run.claimed.base_model.id.as_str(), MODEL);
     let file = run.request(Method::GET, &format!("/files/{training}")).send().await.unwrap();
@@ -102,7 +115,7 @@ async fn a_job_goes_from_file_to_model() {
     let reports = [started(), RunReport::Step(metrics(1, 4)), RunReport::Step(second.clone())];
     assert_eq!(run.report(0, &reports).await, StatusCode::NO_CONTENT);
     assert_eq!(run.report(0, &reports).await, StatusCode::NO_CONTENT, "a repeat is harmless");
-    let running = server.job_when(&job, "running").await;
+    let running = server.job_when(job, "running").await;
     let left =
         running["estimated_finish"].as_i64().unwrap() - running["created_at"].as_i64().unwrap();
     assert!((39..=60).contains(&left), "{left}");
@@ -112,17 +125,10 @@ async fn a_job_goes_from_file_to_model() {
     let finish = json!({"checkpoint_id": last, "trained_tokens": 120});
     let (status, finished) = run.post("/finish", &finish).await;
     assert_eq!(status, 200, "{finished}");
-    let model = finished["fine_tuned_model"].as_str().unwrap();
+    let model = finished["fine_tuned_model"].as_str().unwrap().to_owned();
     assert!(model.starts_with("ft:tiny-chat:personal:my-model:"), "{model}");
     assert_eq!(run.post("/finish", &finish).await.1, finished, "a repeat gives the first answer");
-
-    let done = server.job_when(&job, "succeeded").await;
-    assert_eq!(done["fine_tuned_model"], model);
-    assert_eq!((&done["trained_tokens"], &done["estimated_finish"]), (&json!(120), &Value::Null));
-    assert!(done["finished_at"].is_i64() && done["error"].is_null());
-    check_results(&server, &done).await;
-    check_events(&server, &job, &training, &validation, model).await;
-    check_models(&server, &job, model).await;
+    model
 }
 
 async fn check_results(server: &TestServer, job: &Value) {

@@ -24,6 +24,9 @@ pub(crate) enum InternalApiError {
     NotAWorker,
     #[error("{0}")]
     InvalidRequest(String),
+    /// Long polls only: everything else is served until the end.
+    #[error("the server is shutting down")]
+    ShuttingDown,
     /// Another try may succeed; the log has the details.
     #[error("the server could not do this now")]
     Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -38,6 +41,7 @@ impl IntoResponse for InternalApiError {
             Self::Unauthorized => (StatusCode::UNAUTHORIZED, "unauthorized"),
             Self::NotAWorker => (StatusCode::FORBIDDEN, "unauthorized"),
             Self::InvalidRequest(_) => (StatusCode::BAD_REQUEST, "invalid_request"),
+            Self::ShuttingDown => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
             Self::Unavailable(source) => {
                 let error = ErrorChain(source.as_ref()).to_string();
                 tracing::error!(error, "internal call failed");

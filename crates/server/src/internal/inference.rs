@@ -25,16 +25,16 @@ pub(crate) async fn next(
     _: Worker,
     State(state): State<AppState>,
     InternalJson(wanted): InternalJson<NextInference>,
-) -> Response {
+) -> InternalResult<Response> {
     let wait = Duration::from_secs(wanted.wait_seconds).min(LONGEST_POLL);
     let task = tokio::select! {
         task = state.broker.next(&wanted.base_models, wait) => task,
-        () = state.stopping.cancelled() => None,
+        () = state.stopping.cancelled() => return Err(InternalApiError::ShuttingDown),
     };
-    match task {
+    Ok(match task {
         Some(task) => Json(task).into_response(),
         None => StatusCode::NO_CONTENT.into_response(),
-    }
+    })
 }
 
 /// Reads the worker's events as they come. Ends early when the client has gone: the worker sees the

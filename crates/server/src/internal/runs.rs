@@ -40,8 +40,9 @@ pub(crate) async fn claim(
         let woken = state.wake.claim.notified();
         tokio::pin!(woken);
         woken.as_mut().enable();
+        // An error, because a plain "none" would be followed by the next call at once.
         if state.stopping.is_cancelled() {
-            return Ok(StatusCode::NO_CONTENT.into_response());
+            return Err(InternalApiError::ShuttingDown);
         }
         let ttl = state.config.lease.ttl;
         let warm = request.warm_model.as_deref();

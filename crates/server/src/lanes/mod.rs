@@ -17,6 +17,7 @@ pub(crate) fn spawn(state: &AppState) -> JoinSet<()> {
     for _ in 0..state.config.validations.max(1) {
         lanes.spawn(validator::run(state.clone(), models.clone()));
     }
+    lanes.spawn(models.preload(state.clone()));
     lanes.spawn(housekeeping::reap(state.clone()));
     lanes.spawn(housekeeping::collect_garbage(state.clone()));
     lanes

@@ -8,7 +8,10 @@ use bytes::Bytes;
 use dataset::{ChatTokenizer, TokenizerParts};
 use serde::Deserialize;
 use store::Store;
-use store::base_models::BaseModelRow;
+use store::base_models::{self, BaseModelRow};
+
+use crate::error::ErrorChain;
+use crate::state::AppState;
 
 const KEPT: usize = 8;
 /// Largest tokenizer or configuration file.
@@ -51,6 +54,26 @@ impl Models {
         kept.truncate(KEPT - 1);
         kept.push_front((row.digest.clone(), model.clone()));
         Ok(model)
+    }
+
+    /// Loads the registered models ahead of their first job, as many as are kept, until `stopping` fires.
+    pub(crate) async fn preload(self, state: AppState) {
+        let load = async {
+            let rows = base_models::list_for_workers(&state.store.db).await?;
+            for row in rows.iter().take(KEPT) {
+                if let Err(error) = self.get(&state.store, row).await {
+                    let error = ErrorChain(&error).to_string();
+                    tracing::warn!(model = %row.id, error, "a base model could not be preloaded");
+                }
+            }
+            store::Result::Ok(())
+        };
+        tokio::select! {
+            loaded = load => if let Err(error) = loaded {
+                tracing::debug!(error = ErrorChain(&error).to_string(), "preloading failed");
+            },
+            () = state.stopping.cancelled() => {}
+        }
     }
 
     fn cached(&self, digest: &str) -> Option<Arc<Model>> {
