@@ -66,7 +66,7 @@ impl Models {
                     tracing::warn!(model = %row.id, error, "a base model could not be preloaded");
                 }
             }
-            store::Result::Ok(())
+            Ok::<(), store::Error>(())
         };
         tokio::select! {
             loaded = load => if let Err(error) = loaded {
