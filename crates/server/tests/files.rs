@@ -113,7 +113,7 @@ async fn bad_uploads_are_refused_and_leave_nothing() {
             json!("purpose"),
         ),
         (vec![text("purpose", "fine-tune"), csv()], 400, Value::Null, Value::Null),
-        (vec![text("purpose", "fine-tune"), jsonl(b"")], 400, Value::Null, Value::Null),
+        (vec![text("purpose", "fine-tune"), jsonl(b"")], 400, Value::Null, json!("file")),
         (vec![jsonl(&big), text("purpose", "fine-tune")], 413, Value::Null, Value::Null),
         (
             vec![text("purpose", "fine-tune"), anchor, seconds, jsonl(&good)],

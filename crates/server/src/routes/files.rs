@@ -44,7 +44,8 @@ pub(crate) async fn create(
     let purpose = field("purpose").ok_or_else(|| ApiError::missing("purpose"))?;
     check_purpose(purpose, &filename)?;
     if content.bytes() == 0 {
-        return Err(ApiError::BadRequest("File is empty.".to_owned()));
+        let message = "File is empty.".to_owned();
+        return Err(ApiError::Parameter { code: None, param: "file".to_owned(), message });
     }
     let expires_after =
         expires_after(field("expires_after[anchor]"), field("expires_after[seconds]"))?;
