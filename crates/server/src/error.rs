@@ -1,6 +1,8 @@
-//! One error type for the whole public API, and the one match from error to status, type, code and param.
+//! One error type for the whole public API, and the one match from error to status, type, code and
+//! param.
 //!
-//! What a client reads is the `Display` text; what went wrong inside is logged once, here, and never sent.
+//! What a client reads is the `Display` text; what went wrong inside is logged once, here, and
+//! never sent.
 
 use axum::Json;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};

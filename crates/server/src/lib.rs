@@ -1,9 +1,9 @@
-//! The HTTP server: the public API in OpenAI's shapes, the internal API for workers, and the background lanes
-//! that validate files, take runs back from silent workers and remove garbage.
+//! The HTTP server: the public API in OpenAI's shapes, the internal API for workers, and the
+//! background lanes that validate files, take runs back from silent workers and remove garbage.
 //!
-//! [`serve`] is all of it. The server is stateless: what it holds in memory (waiting chat requests, loaded
-//! tokenizers, wake-up calls) is safe to lose, and several servers may share one store. It speaks SQL and
-//! object storage only through `store`, and knows no tensors.
+//! [`serve`] is all of it. The server is stateless: what it holds in memory (waiting chat requests,
+//! loaded tokenizers, wake-up calls) is safe to lose, and several servers may share one store. It
+//! speaks SQL and object storage only through `store`, and knows no tensors.
 
 mod base64_text;
 mod config;

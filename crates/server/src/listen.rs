@@ -1,7 +1,8 @@
-//! Connections: a bounded number, headers within a time limit, and a drain that lets requests finish.
+//! Connections: a bounded number, headers within a time limit, and a drain that lets requests
+//! finish.
 //!
-//! HTTP/1.1 only: without TLS no client negotiates anything newer, and sniffing the version would wait
-//! for a first byte without any time limit.
+//! HTTP/1.1 only: without TLS no client negotiates anything newer, and sniffing the version would
+//! wait for a first byte without any time limit.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! Around every request: an id, the time it took, the headers that clients and scripts read, one log line,
-//! and a 500 in the API's own shape when a handler panics.
+//! Around every request: an id, the time it took, the headers that clients and scripts read, one
+//! log line, and a 500 in the API's own shape when a handler panics.
 
 use std::any::Any;
 use std::time::Instant;

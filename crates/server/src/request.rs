@@ -23,8 +23,8 @@ const MAX_METADATA_VALUE: usize = 512;
 const MAX_INTEGRATIONS: usize = 5;
 const MAX_SEED: u32 = i32::MAX as u32;
 
-/// The id of the job to create: new, or derived from the `Idempotency-Key`, so that a repeated call names
-/// the same job whichever server receives it.
+/// The id of the job to create: new, or derived from the `Idempotency-Key`, so that a repeated call
+/// names the same job whichever server receives it.
 pub(crate) fn job_id(project: &Project, headers: &HeaderMap) -> JobId {
     let Some(key) = headers.get(IDEMPOTENCY_KEY) else { return JobId::new() };
     let mut hash = Sha256::new();

@@ -1,4 +1,5 @@
-//! The list of routes. What is listed here is what `/openapi.json` describes: both come from the handlers.
+//! The list of routes. What is listed here is what `/openapi.json` describes: both come from the
+//! handlers.
 
 use axum::Router;
 use axum::body::Body;

@@ -1,5 +1,5 @@
-//! What every handler and lane shares. Everything in it is cheap to reach and safe to lose: truth is in
-//! the store.
+//! What every handler and lane shares. Everything in it is cheap to reach and safe to lose: truth
+//! is in the store.
 
 use std::ops::Deref;
 use std::sync::Arc;

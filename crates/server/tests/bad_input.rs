@@ -1,4 +1,5 @@
-//! Bad input is data: each kind of it answers in the API's shape, with the lines where there are lines.
+//! Bad input is data: each kind of it answers in the API's shape, with the lines where there are
+//! lines.
 
 mod common;
 

@@ -1,4 +1,5 @@
-//! A hostile file must not fill the memory. Alone in its binary, because it measures the whole process.
+//! A hostile file must not fill the memory. Alone in its binary, because it measures the whole
+//! process.
 
 #![cfg(target_os = "linux")]
 

@@ -1,4 +1,5 @@
-//! Files: uploads in any part order, the read side, and that nothing is left behind by a broken one.
+//! Files: uploads in any part order, the read side, and that nothing is left behind by a broken
+//! one.
 
 mod common;
 

@@ -1,4 +1,5 @@
-//! What holds for every call: keys, headers, unknown routes, health, the description, limits, the drain.
+//! What holds for every call: keys, headers, unknown routes, health, the description, limits, the
+//! drain.
 
 mod common;
 

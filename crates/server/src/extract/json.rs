@@ -1,7 +1,8 @@
-//! A JSON body whose refusals read like OpenAI's: the field by its path, what was expected, what came.
+//! A JSON body whose refusals read like OpenAI's: the field by its path, what was expected, what
+//! came.
 //!
-//! The body is read to a generic value first, so that the words of serde's errors carry no position and can
-//! be turned into messages; syntax errors keep line and column.
+//! The body is read to a generic value first, so that the words of serde's errors carry no position
+//! and can be turned into messages; syntax errors keep line and column.
 
 use axum::body::Bytes;
 use axum::extract::{FromRequest, Request};

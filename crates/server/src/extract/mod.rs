@@ -1,4 +1,5 @@
-//! Extractors carry policy: who calls, which page, which id, what body. Handlers receive checked values.
+//! Extractors carry policy: who calls, which page, which id, what body. Handlers receive checked
+//! values.
 
 pub(crate) mod auth;
 pub(crate) mod body;

@@ -1,4 +1,5 @@
-//! The id in a path: one segment, percent-decoded. Ids are opaque; whatever is none of ours is not found.
+//! The id in a path: one segment, percent-decoded. Ids are opaque; whatever is none of ours is not
+//! found.
 
 use axum::extract::{FromRequestParts, Path};
 use axum::http::request::Parts;
@@ -23,7 +24,8 @@ impl FromRequestParts<AppState> for Id {
     }
 }
 
-/// A text that a database can compare: a NUL, which none can hold, becomes a character that no id holds.
+/// A text that a database can compare: a NUL, which none can hold, becomes a character that no id
+/// holds.
 pub(crate) fn without_nul(text: String) -> String {
     if text.contains('\0') { text.replace('\0', "\u{fffd}") } else { text }
 }

@@ -1,5 +1,5 @@
-//! A multipart upload, streamed: the file's bytes go to storage as they arrive, in whatever order the
-//! parts come, and never more than a few chunks are in memory.
+//! A multipart upload, streamed: the file's bytes go to storage as they arrive, in whatever order
+//! the parts come, and never more than a few chunks are in memory.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -39,8 +39,8 @@ pub(crate) async fn receive(
     request: Request,
 ) -> ApiResult<Form> {
     let limit = state.config.max_file_bytes.as_u64();
-    // A body somewhat over the limit is read to its end, so that its sender gets to read the answer;
-    // one far beyond is cut.
+    // A body somewhat over the limit is read to its end, so that its sender gets to read the
+    // answer; one far beyond is cut.
     let most = limit.saturating_mul(2).saturating_add(OVERHEAD_BYTES);
     let announced = request.headers().get(CONTENT_LENGTH);
     let announced = announced.and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
@@ -145,11 +145,11 @@ enum GuardError {
     NoPart,
 }
 
-/// The body's chunks, cut off when there are too many of them, or when the parser swallows more and more
-/// without finding a part in them (it would keep them all).
+/// The body's chunks, cut off when there are too many of them, or when the parser swallows more and
+/// more without finding a part in them (it would keep them all).
 ///
-/// After each chunk the stream is once "not ready": the parser reads for as long as there is something
-/// to read before it hands anything on, and would gather a fast sender's whole file.
+/// After each chunk the stream is once "not ready": the parser reads for as long as there is
+/// something to read before it hands anything on, and would gather a fast sender's whole file.
 fn guarded(
     body: Body,
     most: u64,

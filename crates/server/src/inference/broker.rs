@@ -1,10 +1,10 @@
-//! The broker: a chat request waits here until a worker's long poll takes it; the worker's events are handed
-//! on to the waiting handler. In memory, per server process: a request that dies with its server has lost
-//! its client too, so nothing needs to be stored.
+//! The broker: a chat request waits here until a worker's long poll takes it; the worker's events
+//! are handed on to the waiting handler. In memory, per server process: a request that dies with
+//! its server has lost its client too, so nothing needs to be stored.
 //!
-//! Ownership tells everything. Dropping the [`Answer`] (the client left, or waited too long) removes the
-//! request; a worker that holds its [`Delivery`] sees that as [`Delivery::abandoned`]. Dropping the
-//! delivery (the worker's connection broke) ends the answer's events.
+//! Ownership tells everything. Dropping the [`Answer`] (the client left, or waited too long)
+//! removes the request; a worker that holds its [`Delivery`] sees that as [`Delivery::abandoned`].
+//! Dropping the delivery (the worker's connection broke) ends the answer's events.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -99,7 +99,8 @@ impl Broker {
         Ok(Answer { id, shared: self.shared.clone(), events: receiver, opened })
     }
 
-    /// The next task for a worker that has `base_models` (the warm one first), or none within `wait`.
+    /// The next task for a worker that has `base_models` (the warm one first), or none within
+    /// `wait`.
     pub(crate) async fn next(
         &self,
         base_models: &[ModelId],
@@ -127,8 +128,8 @@ impl Broker {
         }
     }
 
-    /// Begins the delivery of the answer to task `id`. None when nobody waits for it any more, or another
-    /// worker answers already.
+    /// Begins the delivery of the answer to task `id`. None when nobody waits for it any more, or
+    /// another worker answers already.
     pub(crate) fn open(&self, id: &str) -> Option<Delivery> {
         let mut state = self.shared.lock();
         let pending = state.unopened.remove(id)?;

@@ -1,4 +1,5 @@
-//! A chat request's body → what an engine understands: plain messages and sampling options, all checked.
+//! A chat request's body → what an engine understands: plain messages and sampling options, all
+//! checked.
 
 use domain::engine::Sampling;
 use serde_json::{Map, Value};

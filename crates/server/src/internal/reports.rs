@@ -1,4 +1,5 @@
-//! Reports of a run. The store turns them into events and metrics, in one transaction with the lease check.
+//! Reports of a run. The store turns them into events and metrics, in one transaction with the
+//! lease check.
 
 use axum::extract::State;
 use axum::http::StatusCode;

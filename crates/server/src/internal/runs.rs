@@ -1,5 +1,5 @@
-//! Runs: claim, heartbeat, files, checkpoints, and the three ways out. Each is one call of the store's,
-//! which checks the lease; a lost one answers `lease_lost`.
+//! Runs: claim, heartbeat, files, checkpoints, and the three ways out. Each is one call of the
+//! store's, which checks the lease; a lost one answers `lease_lost`.
 
 use std::time::Duration;
 
@@ -170,8 +170,8 @@ pub(crate) async fn checkpoint_file(
     download(&state, &key).await
 }
 
-/// The job succeeds only when its model is really there: the adapter is read back and compared with its
-/// manifest first. Then model, result files, event and status appear in one transaction.
+/// The job succeeds only when its model is really there: the adapter is read back and compared with
+/// its manifest first. Then model, result files, event and status appear in one transaction.
 pub(crate) async fn finish(
     _: Worker,
     State(state): State<AppState>,

@@ -1,5 +1,5 @@
-//! Faulty files → the job's error, in OpenAI's codes and words. The message shows the first few faults and counts the
-//! rest; the last event's data lists them.
+//! Faulty files → the job's error, in OpenAI's codes and words. The message shows the first few
+//! faults and counts the rest; the last event's data lists them.
 
 use dataset::{Checked, FileRole, Problem, code};
 use serde_json::{Value, json};

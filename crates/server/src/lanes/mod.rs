@@ -1,5 +1,5 @@
-//! Background work of a server. Every lane may run in several servers at once: claims in the database keep
-//! them apart, and what one leaves unfinished another takes up.
+//! Background work of a server. Every lane may run in several servers at once: claims in the
+//! database keep them apart, and what one leaves unfinished another takes up.
 
 mod failure;
 mod housekeeping;

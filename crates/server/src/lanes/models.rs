@@ -1,5 +1,6 @@
-//! What validation needs of base models: tokenizer, width, context length. Loading a tokenizer takes a good part
-//! of a second, so the latest few stay in memory, by the content they were read from.
+//! What validation needs of base models: tokenizer, width, context length. Loading a tokenizer
+//! takes a good part of a second, so the latest few stay in memory, by the content they were read
+//! from.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -56,7 +57,8 @@ impl Models {
         Ok(model)
     }
 
-    /// Loads the registered models ahead of their first job, as many as are kept, until `stopping` fires.
+    /// Loads the registered models ahead of their first job, as many as are kept, until `stopping`
+    /// fires.
     pub(crate) async fn preload(self, state: AppState) {
         let load = async {
             let rows = base_models::list_for_workers(&state.store.db).await?;

@@ -1,8 +1,9 @@
-//! The validator: takes jobs in `validating_files`, checks their files row by row, resolves every `auto`,
-//! and moves them to `queued` or `failed`.
+//! The validator: takes jobs in `validating_files`, checks their files row by row, resolves every
+//! `auto`, and moves them to `queued` or `failed`.
 //!
-//! Files stream from storage through the checker; at most a few chunks and one batch of rows are in memory.
-//! The claim is renewed while the work goes on; a validator that dies leaves a claim that runs out.
+//! Files stream from storage through the checker; at most a few chunks and one batch of rows are in
+//! memory. The claim is renewed while the work goes on; a validator that dies leaves a claim that
+//! runs out.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -62,7 +63,8 @@ pub(crate) async fn run(state: AppState, models: Models) {
     }
 }
 
-/// Validates one job and records the outcome. Whatever cannot be recorded now is claimed again later.
+/// Validates one job and records the outcome. Whatever cannot be recorded now is claimed again
+/// later.
 async fn work(state: &AppState, models: &Models, claim: &ValidationClaim) {
     let db = &state.store.db;
     let outcome = tokio::select! {

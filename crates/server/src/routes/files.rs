@@ -157,8 +157,8 @@ pub(crate) struct Format {
     format: String,
 }
 
-/// A file's bytes. OpenAI's service answers with a job's `step_metrics.csv` in base64, and so does this one,
-/// unless `format=csv` asks for the plain text. Ranges are served for everything plain.
+/// A file's bytes. OpenAI's service answers with a job's `step_metrics.csv` in base64, and so does
+/// this one, unless `format=csv` asks for the plain text. Ranges are served for everything plain.
 #[utoipa::path(get, path = "/files/{file_id}/content", tag = "Files",
     operation_id = "downloadFile",
     params(("file_id" = String, Path), ("format" = Option<String>, Query)),
@@ -215,8 +215,8 @@ fn disposition(filename: &str) -> Option<HeaderValue> {
     HeaderValue::from_str(&format!("attachment; filename=\"{plain}\"")).ok()
 }
 
-/// The range asked for, if it is one that is served: a single one of bytes. Others are ignored, as the
-/// standard lets a server do.
+/// The range asked for, if it is one that is served: a single one of bytes. Others are ignored, as
+/// the standard lets a server do.
 fn range(headers: &HeaderMap, size: u64) -> ApiResult<Option<Range<u64>>> {
     let Some(spec) = headers
         .get(header::RANGE)

@@ -1,7 +1,7 @@
 //! Fine-tuning jobs: create, list, retrieve, cancel, pause, resume, events, checkpoints.
 //!
-//! `cancel`, `pause` and `resume` read no body at all: clients send none, or `{}`, with or without a content
-//! type.
+//! `cancel`, `pause` and `resume` read no body at all: clients send none, or `{}`, with or without
+//! a content type.
 
 use axum::Json;
 use axum::extract::State;
@@ -72,7 +72,8 @@ fn show(row: JobRow) -> Json<Job> {
     Json(convert::job(row, OffsetDateTime::now_utc()))
 }
 
-/// List jobs, the newest first. `metadata[key]=value` filters, `metadata=null` finds jobs without any.
+/// List jobs, the newest first. `metadata[key]=value` filters, `metadata=null` finds jobs without
+/// any.
 #[utoipa::path(get, path = "/fine_tuning/jobs", tag = "Fine-tuning",
     operation_id = "listPaginatedFineTuningJobs",
     params(("after" = Option<String>, Query), ("limit" = Option<u32>, Query)),

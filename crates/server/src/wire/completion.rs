@@ -1,5 +1,5 @@
-//! Chat completions on the wire. Of the request, what this server honours is typed; what it does not
-//! (tiers, caches, audio, web search) is accepted and ignored.
+//! Chat completions on the wire. Of the request, what this server honours is typed; what it does
+//! not (tiers, caches, audio, web search) is accepted and ignored.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;

@@ -1,4 +1,5 @@
-//! Fine-tuning jobs on the wire: the body that creates one, and the object that every call answers with.
+//! Fine-tuning jobs on the wire: the body that creates one, and the object that every call answers
+//! with.
 
 use std::collections::BTreeMap;
 
@@ -41,7 +42,8 @@ pub(crate) struct CreateJob {
     pub training_type: Option<Value>,
 }
 
-/// A training method. Blocks that do not match `type` are ignored, as OpenAI's service ignores them.
+/// A training method. Blocks that do not match `type` are ignored, as OpenAI's service ignores
+/// them.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Method {
@@ -112,7 +114,8 @@ pub(crate) struct Job {
     pub shared_with_openai: bool,
     #[schema(value_type = Object)]
     pub method: Value,
-    /// What this server resolved beyond OpenAI's hyperparameters; null until the files are validated.
+    /// What this server resolved beyond OpenAI's hyperparameters; null until the files are
+    /// validated.
     #[schema(value_type = Option<Object>)]
     pub finetuned: Option<Resolved>,
 }
