@@ -13,7 +13,7 @@ pub fn dropout(x: &Tensor, rate: f64, seed: u64, out: &Tensor) {
         // The mask must be the same on every device: computed here, then moved.
         let mask = Tensor::ones(x.size(), (tch::Kind::Float, tch::Device::Cpu));
         dropout(&mask, rate, seed, &mask);
-        let _ = out.shallow_clone().copy_(&(x * mask.to_device(x.device())));
+        out.shallow_clone().copy_(&(x * mask.to_device(x.device())));
         return;
     }
     let (x, out) = (Rows::of(x), Rows::of(out));

@@ -50,8 +50,11 @@ pub(crate) struct Layout {
     pub len: i64,
 }
 
-/// The linears of each product: block, name, output columns.
-fn linears(spec: &DecoderSpec) -> [(usize, Vec<(&'static str, &'static str, usize)>); GROUPS] {
+/// A linear layer of a product: block, name, output columns.
+type Member = (&'static str, &'static str, usize);
+
+/// The input columns and the linears of each product.
+fn linears(spec: &DecoderSpec) -> [(usize, Vec<Member>); GROUPS] {
     let (d, q, kv, f) =
         (spec.hidden_size, spec.query_width(), spec.kv_width(), spec.intermediate_size);
     [
@@ -91,7 +94,7 @@ impl Layout {
 fn group(
     layer: usize,
     in_width: i64,
-    members: &[(&str, &str, usize)],
+    members: &[Member],
     options: &LoraOptions,
     len: &mut i64,
 ) -> Option<GroupLayout> {

@@ -61,8 +61,7 @@ fn document(
     let mut x = decoder.embedding.index_select(0, ids);
     for (number, layer) in decoder.layers.iter().enumerate() {
         let apply = |linear: &Linear, which: usize, x: &Tensor| {
-            let y = linear_with_adapter(linear, x, number, which, adapter);
-            y
+            linear_with_adapter(linear, x, number, which, adapter)
         };
         let qkv = apply(&layer.qkv, QKV, &norm(&x, &layer.attention_norm, eps));
         let heads =
@@ -75,7 +74,8 @@ fn document(
         let scores =
             (q.matmul(&key.mt()) / (d as f64).sqrt()).masked_fill(&future, f64::NEG_INFINITY);
         let mixed = scores.softmax(-1, Kind::Float).matmul(&value);
-        x = x + apply(&layer.o, O, &mixed.transpose(0, 1).reshape([len, h * d]));
+        // A new tensor, not in place: autograd still needs the old one.
+        x = &x + apply(&layer.o, O, &mixed.transpose(0, 1).reshape([len, h * d]));
         let gate_up = apply(&layer.gate_up, GATE_UP, &norm(&x, &layer.mlp_norm, eps));
         let parts = gate_up.chunk(2, 1);
         x = &x + apply(&layer.down, DOWN, &(parts[0].silu() * &parts[1]));
