@@ -86,6 +86,45 @@ pub struct TrainingOptions {
     pub micro_batch_tokens: Option<u32>,
     /// Steps between checkpoints for resuming, besides those at the ends of epochs.
     pub checkpoint_steps: Option<u64>,
+    /// Memory for time: what of the forward pass is computed again in the backward pass. Results do not
+    /// depend on it.
+    pub gradient_checkpointing: Option<GradientCheckpointing>,
+    /// Ends training when the validation loss stops falling; needs a validation file.
+    pub early_stopping: Option<EarlyStoppingRequest>,
+}
+
+/// What is computed again instead of kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GradientCheckpointing {
+    #[default]
+    None,
+    /// The MLP's two wide projections: about half of the memory of a layer for an eighth more time.
+    Mlp,
+    /// Whole layers: the least memory, for nearly half more time.
+    Full,
+}
+
+/// When to stop early, as requested. Evaluations are those of the whole validation file, at the ends of
+/// epochs and every `evaluation_steps`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EarlyStoppingRequest {
+    /// Evaluations in a row without a better loss before training ends; 1–100, default 2.
+    pub patience: Option<u32>,
+    /// How much lower a loss must be to count as better, in nats; default 0.
+    pub min_delta: Option<f64>,
+    /// Steps between evaluations; default: at the ends of epochs only.
+    pub evaluation_steps: Option<u64>,
+}
+
+/// When to stop early, resolved.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct EarlyStopping {
+    pub patience: u32,
+    pub min_delta: f64,
+    /// 0 means at the ends of epochs only.
+    pub evaluation_steps: u64,
 }
 
 /// The requested adapter.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::hyperparameters::Schedule;
+use crate::hyperparameters::{EarlyStopping, GradientCheckpointing, Schedule};
 use crate::id::JobId;
 use crate::job::MethodType;
 
@@ -28,6 +28,10 @@ pub struct ResolvedHyperparameters {
     pub micro_batch_tokens: u32,
     /// 0 means at the ends of epochs only.
     pub checkpoint_steps: u64,
+    #[serde(default)]
+    pub gradient_checkpointing: GradientCheckpointing,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub early_stopping: Option<EarlyStopping>,
     pub lora: LoraConfig,
     pub seed: u64,
 }

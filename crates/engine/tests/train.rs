@@ -5,6 +5,7 @@ mod common;
 use std::fs;
 
 use common::{Folder, Tiny, bytes, plan};
+use domain::hyperparameters::{EarlyStopping, GradientCheckpointing, Schedule};
 use domain::report::{CheckpointKind, RunReport};
 use engine::train::Happened;
 
@@ -122,10 +123,61 @@ fn memory_that_runs_out_once_costs_a_repeated_step_and_no_accuracy() {
     // Behind the announcement and into the first step, whose gradients so far must be forgotten.
     run.turn(&tiny.decoder);
     run.turn(&tiny.decoder);
-    assert!(run.relieve().is_some());
-    assert!(run.relieve().is_none(), "half is all that there is");
+    let said = |relief: Option<Happened>| match relief {
+        Some(Happened::Report(RunReport::Message { message, .. })) => message,
+        other => panic!("{other:?}"),
+    };
+    assert!(said(run.relieve()).ends_with("going on with gradient_checkpointing full."));
+    run.turn(&tiny.decoder);
+    assert!(said(run.relieve()).ends_with("micro_batch_tokens 96; going on with 48."));
+    run.turn(&tiny.decoder);
+    assert!(run.relieve().is_none(), "that is all that there is");
     for (step, (a, b)) in undisturbed.iter().zip(tiny.drive(run).losses()).enumerate() {
         assert!((a - b).abs() < 1e-5 * a.abs().max(1.0), "step {step}: {a} and {b}");
+    }
+}
+
+/// A run that learns its rows by heart and forgets the rest: its validation loss falls, then rises.
+fn overfitting(output: &Folder, name: &str) -> domain::plan::TrainingPlan {
+    let mut plan = plan(output, name);
+    plan.hyperparameters.n_epochs = 60;
+    plan.hyperparameters.schedule = Schedule::Constant;
+    let rows = [("Colour of the sea?", "Blue, mostly."), ("Count to six, please.", "1 2 3 4 5 6")];
+    plan.validation_file = Some(output.rows("other.jsonl", &rows));
+    plan.hyperparameters.early_stopping =
+        Some(EarlyStopping { patience: 3, min_delta: 0.0, evaluation_steps: 0 });
+    plan
+}
+
+#[test]
+fn early_stopping_ends_the_run_with_the_adapter_of_the_best_evaluation() {
+    let (tiny, output) = (Tiny::load(), Folder::new());
+    let outcome = tiny.finish(overfitting(&output, "early"));
+    assert_eq!(outcome.end, Some(Happened::Finished), "{:?}", outcome.failure);
+    let evaluated: Vec<(u64, f64)> =
+        outcome.steps.iter().filter_map(|m| Some((m.step, m.full_valid_loss?))).collect();
+    let best = evaluated.iter().min_by(|a, b| a.1.total_cmp(&b.1)).unwrap();
+    let last = outcome.steps.last().unwrap();
+    assert!(last.step < last.total_steps, "the validation loss never rose: {evaluated:?}");
+    assert_eq!(last.step, best.0 + 3 * 2, "three epochs of two steps after the best");
+    assert!(outcome.messages.iter().any(|message| message.contains("stopped early")));
+    let adapter = "adapter_model.safetensors";
+    let of_best = outcome.checkpoints.iter().find(|c| c.step == best.0).unwrap();
+    assert!(bytes(&of_best.dir, adapter) == bytes(&outcome.last_dir(), adapter));
+}
+
+#[test]
+fn early_stopping_survives_an_interruption_after_the_best_evaluation() {
+    let (tiny, output) = (Tiny::load(), Folder::new());
+    let straight = tiny.finish(overfitting(&output, "straight"));
+    let end = straight.steps.last().unwrap().step;
+    let plan = overfitting(&output, "broken");
+    let first = tiny.drive_and_stop_at(tiny.begin(plan.clone()).unwrap(), end - 3);
+    let resumed = domain::plan::TrainingPlan { resume_from: Some(first.last_dir()), ..plan };
+    let second = tiny.finish(resumed);
+    assert_eq!(second.steps.last().unwrap().step, end);
+    for name in ["adapter_model.safetensors", "best_adapter.safetensors"] {
+        assert!(bytes(&straight.last_dir(), name) == bytes(&second.last_dir(), name), "{name}");
     }
 }
 
@@ -225,6 +277,7 @@ fn memory_and_safety_settings_may_change_on_resume() {
     plan.resume_from = Some(stopped.last_dir());
     plan.hyperparameters.micro_batch_tokens = 32;
     plan.hyperparameters.checkpoint_steps = 5;
+    plan.hyperparameters.gradient_checkpointing = GradientCheckpointing::Mlp;
     assert!(tiny.begin(plan).is_ok());
 }
 

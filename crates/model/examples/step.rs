@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::time::Instant;
 
-use model::{Adapter, Batch, Decoder, Gradients, LoraOptions};
+use model::{Adapter, Batch, Decoder, Gradients, LoraOptions, PassOptions};
 use tch::Device;
 
 fn main() {
@@ -40,7 +40,7 @@ fn main() {
     for pass in 0..passes {
         let start = Instant::now();
         let loss = decoder
-            .forward_backward(&batch, &adapter, &mut gradients, 1e-3, 0)
+            .forward_backward(&batch, &adapter, &mut gradients, PassOptions::new(1e-3, 0))
             .expect("a sound batch");
         let seconds = start.elapsed().as_secs_f64();
         println!(

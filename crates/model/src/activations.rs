@@ -6,7 +6,28 @@ use crate::adapter::Adapter;
 use crate::layout::{DOWN, GATE_UP, GROUPS, O, QKV};
 use crate::spec::DecoderSpec;
 
-/// What one layer keeps for its backward pass.
+/// What the backward pass computes again instead of having kept it: less memory for more time. The
+/// numbers are the same to the last bit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Recompute {
+    #[default]
+    Nothing,
+    /// The MLP's two wide projections: about half of what a layer keeps, for an eighth more work.
+    Mlp,
+    /// All of a layer but its input and the adapters' inner products, for nearly half more work.
+    Layer,
+}
+
+/// What a pass keeps of its layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Keep {
+    /// No backward pass will come.
+    Nothing,
+    ForBackward(Recompute),
+}
+
+/// What one layer keeps for its backward pass. Buffers of what is computed again are the same ones in
+/// all layers.
 #[derive(Debug)]
 pub(crate) struct LayerActivations {
     /// `[T]` each: 1/rms of the two norms' inputs.
@@ -31,6 +52,7 @@ pub(crate) struct LayerActivations {
 pub(crate) struct Activations {
     capacity: i64,
     ranks: [i64; GROUPS],
+    keep: Keep,
     /// The residual stream before each layer and after the last, `[T, D]`: one buffer per layer when the
     /// backward pass will come, two in turn when not.
     pub hidden: Vec<Tensor>,
@@ -63,15 +85,15 @@ const GRAIN: i64 = 128;
 
 impl Activations {
     /// True when a batch of `tokens` with this adapter fits.
-    pub fn fits(&self, tokens: usize, adapter: Option<&Adapter>) -> bool {
-        self.capacity >= tokens as i64 && self.ranks == ranks(adapter)
+    pub fn fits(&self, tokens: usize, adapter: Option<&Adapter>, keep: Keep) -> bool {
+        self.capacity >= tokens as i64 && self.ranks == ranks(adapter) && self.keep == keep
     }
 
     pub fn new(
         spec: &DecoderSpec,
         tokens: usize,
         adapter: Option<&Adapter>,
-        keep: bool,
+        keep: Keep,
         device: Device,
     ) -> Self {
         let capacity = (tokens as i64 + GRAIN - 1) / GRAIN * GRAIN;
@@ -81,7 +103,7 @@ impl Activations {
                 .map(|width| width as i64);
         let matrix = |width: i64| Tensor::empty([capacity, width], (Kind::Float, device));
         let vector = || Tensor::empty([capacity], (Kind::Float, device));
-        let layer = || LayerActivations {
+        let first = LayerActivations {
             rstd_attention: vector(),
             rstd_mlp: vector(),
             qkv: matrix(q + 2 * kv),
@@ -91,13 +113,19 @@ impl Activations {
             gate_up: matrix(2 * f),
             s: ranks.map(matrix),
         };
-        let layers = if keep { spec.num_hidden_layers } else { 1 };
-        let backward = |width: i64| matrix(if keep { width } else { 0 });
+        let (layers, recompute) = match keep {
+            Keep::Nothing => (1, Recompute::Nothing),
+            Keep::ForBackward(recompute) => (spec.num_hidden_layers, recompute),
+        };
+        // Empty tensors of the same shape are new buffers; shallow clones are the first layer's.
+        let rest = (1..layers).map(|_| first.follow(recompute)).collect::<Vec<_>>();
+        let backward = |width: i64| matrix(if keep == Keep::Nothing { 0 } else { width });
         Self {
             capacity,
             ranks,
+            keep,
             hidden: (0..layers + 1).map(|_| matrix(d)).collect(),
-            layers: (0..layers).map(|_| layer()).collect(),
+            layers: std::iter::once(first).chain(rest).collect(),
             scratch: Scratch {
                 x: matrix(d),
                 act: matrix(f),
@@ -116,6 +144,7 @@ impl Activations {
         Self {
             capacity: tokens as i64,
             ranks: self.ranks,
+            keep: self.keep,
             hidden: self.hidden.iter().map(cut).collect(),
             layers: self.layers.iter().map(|layer| layer.cut(cut)).collect(),
             scratch: Scratch {
@@ -142,6 +171,25 @@ impl Activations {
 }
 
 impl LayerActivations {
+    /// The buffers of a further layer: its own for what is kept, these for what is computed again.
+    fn follow(&self, recompute: Recompute) -> Self {
+        let own_unless = |shared: bool, buffer: &Tensor| {
+            if shared { buffer.shallow_clone() } else { buffer.empty_like() }
+        };
+        let attention = |buffer| own_unless(recompute == Recompute::Layer, buffer);
+        let mlp = |buffer| own_unless(recompute != Recompute::Nothing, buffer);
+        Self {
+            rstd_attention: attention(&self.rstd_attention),
+            rstd_mlp: mlp(&self.rstd_mlp),
+            qkv: attention(&self.qkv),
+            attention: attention(&self.attention),
+            log_sums: attention(&self.log_sums),
+            middle: attention(&self.middle),
+            gate_up: mlp(&self.gate_up),
+            s: self.s.each_ref().map(Tensor::empty_like),
+        }
+    }
+
     fn cut(&self, cut: impl Fn(&Tensor) -> Tensor) -> Self {
         Self {
             rstd_attention: cut(&self.rstd_attention),

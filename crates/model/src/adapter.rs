@@ -191,6 +191,12 @@ impl Adapter {
         &self.values
     }
 
+    /// Takes the values of another moment, `[len]`.
+    pub fn set_values(&mut self, values: &Tensor) {
+        no_grad(|| self.values.copy_(values));
+        self.refresh();
+    }
+
     /// Renews what is derived from the values.
     pub fn refresh(&mut self) {
         let scale = self.options.scale();

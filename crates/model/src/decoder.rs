@@ -13,7 +13,7 @@ use kernels::{
 };
 use tch::{Device, Kind, Tensor, no_grad};
 
-use crate::activations::Activations;
+use crate::activations::{Activations, Keep, Recompute};
 use crate::adapter::{Adapter, Gradients};
 use crate::batch::{Batch, BatchError, LossSum};
 use crate::layer::{Layer, Pass};
@@ -23,6 +23,24 @@ use crate::spec::DecoderSpec;
 
 /// Rows of the head's blocks: with 49,152 tokens their logits take 50 MB, with 128,256 131 MB.
 const HEAD_ROWS: usize = 256;
+
+/// How a training pass is done.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PassOptions {
+    /// What gradients are multiplied by: 1 over the target tokens of the whole optimizer step, so that
+    /// micro-batches add up to the mean over its targets.
+    pub scale: f64,
+    /// Of this micro-batch of this step.
+    pub dropout_seed: u64,
+    pub recompute: Recompute,
+}
+
+impl PassOptions {
+    /// Without recomputation.
+    pub fn new(scale: f64, dropout_seed: u64) -> Self {
+        Self { scale, dropout_seed, recompute: Recompute::Nothing }
+    }
+}
 
 /// A frozen base model on one device.
 #[derive(Debug)]
@@ -64,8 +82,7 @@ impl Decoder {
         self.parameters
     }
 
-    /// Loss of a batch, and its gradients times `scale` added to `gradients`. `scale` is 1 over the target
-    /// tokens of the whole optimizer step, so that micro-batches add up to the mean over its targets.
+    /// Loss of a batch, and its gradients added to `gradients`.
     ///
     /// # Errors
     /// When the batch contradicts itself or the model; nothing has been computed then.
@@ -74,20 +91,26 @@ impl Decoder {
         batch: &Batch,
         adapter: &Adapter,
         gradients: &mut Gradients,
-        scale: f64,
-        dropout_seed: u64,
+        options: PassOptions,
     ) -> Result<LossSum, BatchError> {
         batch.check(self.spec.vocab_size, self.rotary.positions())?;
         let rate = adapter.options().dropout;
-        let dropout = (rate > 0.0).then_some(Dropout { rate, seed: dropout_seed });
+        let dropout = (rate > 0.0).then_some(Dropout { rate, seed: options.dropout_seed });
         let pass = self.pass(batch, Some(adapter), dropout);
-        let buffers = self.buffers(&self.training, batch.tokens(), Some(adapter), true);
+        let keep = Keep::ForBackward(options.recompute);
+        let buffers = self.buffers(&self.training, batch.tokens(), Some(adapter), keep);
         no_grad(|| {
             self.forward(batch, &buffers, &pass);
             let dh = &buffers.scratch.dh;
-            let loss = self.head_backward(batch, buffers.hidden(self.layers.len()), scale, dh);
+            let hidden = buffers.hidden(self.layers.len());
+            let loss = self.head_backward(batch, hidden, options.scale, dh);
             for (index, layer) in self.layers.iter().enumerate().rev() {
                 let (input, kept) = (buffers.hidden(index), buffers.layer(index));
+                // The last layer's are still there.
+                if index + 1 < self.layers.len() {
+                    let recompute = options.recompute;
+                    layer.restore(index, input, kept, &buffers.scratch, &pass, recompute);
+                }
                 layer.backward(index, input, kept, &buffers.scratch, &pass, gradients);
             }
             Ok(loss)
@@ -132,7 +155,7 @@ impl Decoder {
         adapter: Option<&Adapter>,
     ) -> Result<Tensor, BatchError> {
         batch.check(self.spec.vocab_size, self.rotary.positions())?;
-        let buffers = self.buffers(&self.evaluation, batch.tokens(), adapter, false);
+        let buffers = self.buffers(&self.evaluation, batch.tokens(), adapter, Keep::Nothing);
         no_grad(|| self.forward(batch, &buffers, &self.pass(batch, adapter, None)));
         Ok(buffers.hidden(self.layers.len()).shallow_clone())
     }
@@ -210,17 +233,15 @@ impl Decoder {
         kept: &RefCell<Option<Activations>>,
         tokens: usize,
         adapter: Option<&Adapter>,
-        keep_layers: bool,
+        keep: Keep,
     ) -> Activations {
         let mut kept = kept.borrow_mut();
-        if !kept.as_ref().is_some_and(|buffers| buffers.fits(tokens, adapter)) {
+        if !kept.as_ref().is_some_and(|buffers| buffers.fits(tokens, adapter, keep)) {
             // Freed before the larger ones are made: never both at once.
             *kept = None;
         }
-        kept.get_or_insert_with(|| {
-            Activations::new(&self.spec, tokens, adapter, keep_layers, self.device)
-        })
-        .cut(tokens)
+        kept.get_or_insert_with(|| Activations::new(&self.spec, tokens, adapter, keep, self.device))
+            .cut(tokens)
     }
 }
 

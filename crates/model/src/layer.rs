@@ -6,7 +6,7 @@ use kernels::{
 };
 use tch::Tensor;
 
-use crate::activations::{LayerActivations, Scratch};
+use crate::activations::{LayerActivations, Recompute, Scratch};
 use crate::adapter::{Adapter, Gradients, Group};
 use crate::layout::{DOWN, GATE_UP, O, QKV};
 use crate::linear::{Dropout, Linear, Saved};
@@ -67,19 +67,56 @@ impl Layer {
         scratch: &Scratch,
         pass: &Pass<'_>,
     ) {
+        self.attend(index, input, kept, scratch, pass);
+        self.widen(index, kept, scratch, pass);
+        swiglu(&kept.gate_up, &scratch.act);
+        output.shallow_clone().copy_(&kept.middle);
+        self.down.forward(&scratch.act, pass.group(index, DOWN), output, &kept.s[DOWN], true);
+    }
+
+    /// Computes again what the forward pass left in buffers that other layers have used since: the
+    /// same operations on the same values, so the same bits.
+    pub fn restore(
+        &self,
+        index: usize,
+        input: &Tensor,
+        kept: &LayerActivations,
+        scratch: &Scratch,
+        pass: &Pass<'_>,
+        recompute: Recompute,
+    ) {
+        match recompute {
+            Recompute::Nothing => {}
+            Recompute::Mlp => self.widen(index, kept, scratch, pass),
+            Recompute::Layer => {
+                self.attend(index, input, kept, scratch, pass);
+                self.widen(index, kept, scratch, pass);
+            }
+        }
+    }
+
+    /// The attention branch: `kept.middle = input + attention`.
+    fn attend(
+        &self,
+        index: usize,
+        input: &Tensor,
+        kept: &LayerActivations,
+        scratch: &Scratch,
+        pass: &Pass<'_>,
+    ) {
         rms_norm(input, &self.attention_norm, pass.eps, &scratch.x, &kept.rstd_attention);
         self.qkv.forward(&scratch.x, pass.group(index, QKV), &kept.qkv, &kept.s[QKV], false);
         rotate_(&kept.qkv, pass.positions, pass.rotary, pass.rotated_heads(), false);
         attention(&kept.qkv, pass.cu_seqlens, pass.shape, &kept.attention, &kept.log_sums);
         kept.middle.shallow_clone().copy_(input);
         self.o.forward(&kept.attention, pass.group(index, O), &kept.middle, &kept.s[O], true);
+    }
 
+    /// The first half of the MLP: gate and up projections of the normalised `kept.middle`.
+    fn widen(&self, index: usize, kept: &LayerActivations, scratch: &Scratch, pass: &Pass<'_>) {
         rms_norm(&kept.middle, &self.mlp_norm, pass.eps, &scratch.x, &kept.rstd_mlp);
         let gate_up = pass.group(index, GATE_UP);
         self.gate_up.forward(&scratch.x, gate_up, &kept.gate_up, &kept.s[GATE_UP], false);
-        swiglu(&kept.gate_up, &scratch.act);
-        output.shallow_clone().copy_(&kept.middle);
-        self.down.forward(&scratch.act, pass.group(index, DOWN), output, &kept.s[DOWN], true);
     }
 
     /// Takes the gradient of the output in `scratch.dh` and leaves that of the input there; adds the

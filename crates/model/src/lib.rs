@@ -22,9 +22,10 @@ mod rope;
 mod sampler;
 mod spec;
 
+pub use activations::Recompute;
 pub use adapter::{Adapter, AdapterError, Gradients, LoraOptions};
 pub use batch::{Batch, BatchError, LossSum};
-pub use decoder::Decoder;
+pub use decoder::{Decoder, PassOptions};
 pub use generate::KvCache;
 pub use load::LoadError;
 pub use sampler::{Sampler, SamplerOptions};

@@ -4,7 +4,10 @@
 use std::path::{Path, PathBuf};
 
 use kernels::AdamW;
-use model::{Adapter, Batch, Decoder, Gradients, KvCache, LoraOptions, Sampler, SamplerOptions};
+use model::{
+    Adapter, Batch, Decoder, Gradients, KvCache, LoraOptions, PassOptions, Recompute, Sampler,
+    SamplerOptions,
+};
 use tch::{Device, IndexOp, Tensor};
 use weights::TensorFile;
 use weights::peft::{read_adapter, write_adapter};
@@ -130,7 +133,12 @@ fn loss_and_every_gradient_equal_peft() {
         let mut gradients = Gradients::zeros(&case.adapter);
         let (decoder, adapter) = (&case.decoder, &case.adapter);
         let sum = decoder
-            .forward_backward(&case.batch, adapter, &mut gradients, 1.0 / targets, 0)
+            .forward_backward(
+                &case.batch,
+                adapter,
+                &mut gradients,
+                PassOptions::new(1.0 / targets, 0),
+            )
             .unwrap();
         let expected = case.doubles("loss_sum")[0];
         assert!((sum.loss / expected - 1.0).abs() < 1e-6, "{name}: {} / {expected}", sum.loss);
@@ -152,14 +160,40 @@ fn a_packed_batch_equals_its_documents_one_by_one() {
         let mut packed = Gradients::zeros(&case.adapter);
         let mut single = Gradients::zeros(&case.adapter);
         let (decoder, adapter) = (&case.decoder, &case.adapter);
-        let whole = decoder.forward_backward(&case.batch, adapter, &mut packed, 0.01, 0).unwrap();
+        let whole = decoder
+            .forward_backward(&case.batch, adapter, &mut packed, PassOptions::new(0.01, 0))
+            .unwrap();
         let mut sum = 0.0;
         for document in documents_of(&case.batch) {
-            let part = decoder.forward_backward(&document, adapter, &mut single, 0.01, 0).unwrap();
+            let part = decoder
+                .forward_backward(&document, adapter, &mut single, PassOptions::new(0.01, 0))
+                .unwrap();
             sum += part.loss;
         }
         assert!((whole.loss / sum - 1.0).abs() < 1e-6);
         assert_close(name, packed.flat(), single.flat(), 1e-6);
+    }
+}
+
+#[test]
+fn what_is_computed_again_has_the_same_bits() {
+    for name in CASES {
+        let case = Case::open(name);
+        let options = LoraOptions { dropout: 0.2, ..case.adapter.options().clone() };
+        let dropping = Adapter::init(&case.decoder, &options, 5).unwrap();
+        for adapter in [&case.adapter, &dropping] {
+            let pass = |recompute| {
+                let mut gradients = Gradients::zeros(adapter);
+                let options = PassOptions { recompute, ..PassOptions::new(0.01, 9) };
+                let sum =
+                    case.decoder.forward_backward(&case.batch, adapter, &mut gradients, options);
+                (sum.unwrap(), gradients.flat().copy())
+            };
+            let kept = pass(Recompute::Nothing);
+            for recompute in [Recompute::Mlp, Recompute::Layer] {
+                assert_eq!(pass(recompute), kept, "{name} {recompute:?}");
+            }
+        }
     }
 }
 
@@ -176,7 +210,12 @@ fn twenty_optimizer_steps_follow_the_recorded_ones() {
             gradients.zero();
             let sum = case
                 .decoder
-                .forward_backward(&case.batch, &case.adapter, &mut gradients, 1.0 / targets, 0)
+                .forward_backward(
+                    &case.batch,
+                    &case.adapter,
+                    &mut gradients,
+                    PassOptions::new(1.0 / targets, 0),
+                )
                 .unwrap();
             let loss = sum.loss / targets;
             let norm = kernels::sum_of_squares(gradients.flat()).sqrt();
@@ -276,7 +315,10 @@ fn dropout_gradients_are_those_of_the_masked_network() {
     adapter.refresh();
     let mut gradients = Gradients::zeros(&adapter);
     let loss_at = |adapter: &Adapter, gradients: &mut Gradients| {
-        case.decoder.forward_backward(&case.batch, adapter, gradients, 1.0, 77).unwrap().loss
+        case.decoder
+            .forward_backward(&case.batch, adapter, gradients, PassOptions::new(1.0, 77))
+            .unwrap()
+            .loss
     };
     loss_at(&adapter, &mut gradients);
     let direction = gradients.flat() / gradients.flat().norm();

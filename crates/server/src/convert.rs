@@ -150,6 +150,8 @@ pub(crate) fn job(row: JobRow, now: OffsetDateTime) -> Job {
             max_seq_len: resolved.max_seq_len,
             micro_batch_tokens: resolved.micro_batch_tokens,
             checkpoint_steps: resolved.checkpoint_steps,
+            gradient_checkpointing: resolved.gradient_checkpointing,
+            early_stopping: resolved.early_stopping,
             lora: resolved.lora,
             dataset: row.dataset,
             queue_position: None,

@@ -1,7 +1,8 @@
 //! Requested hyperparameters and options: checked at creation, resolved once the files are counted.
 
 use domain::hyperparameters::{
-    Schedule, TARGET_MODULES, auto_batch_size, auto_epochs, auto_learning_rate,
+    EarlyStopping, EarlyStoppingRequest, Schedule, TARGET_MODULES, auto_batch_size, auto_epochs,
+    auto_learning_rate,
 };
 use domain::plan::{LoraConfig, ResolvedHyperparameters};
 use domain::{Auto, Hyperparameters, LoraRequest, TrainingOptions};
@@ -16,6 +17,7 @@ const DEFAULT_MICRO_BATCH_TOKENS: u32 = 2048;
 const DEFAULT_WARMUP_RATIO: f64 = 0.03;
 const DEFAULT_MAX_GRAD_NORM: f64 = 1.0;
 const DEFAULT_CHECKPOINT_STEPS: u64 = 50;
+const DEFAULT_PATIENCE: u32 = 2;
 
 /// A hyperparameters object of a request; `path` names it in refusals.
 pub(crate) fn requested(object: Option<&Value>, path: &str) -> ApiResult<Hyperparameters> {
@@ -101,7 +103,25 @@ pub(crate) fn check_options(options: &TrainingOptions, path: &str) -> ApiResult<
         let range = 16..=1_048_576;
         check(range.contains(&tokens), &at("micro_batch_tokens"), "from 16 to 1048576", tokens)?;
     }
+    if let Some(rule) = &options.early_stopping {
+        check_early_stopping(rule, &at("early_stopping"))?;
+    }
     options.lora.as_ref().map_or(Ok(()), |lora| check_lora(lora, &at("lora")))
+}
+
+fn check_early_stopping(rule: &EarlyStoppingRequest, path: &str) -> ApiResult<()> {
+    let at = |field: &str| format!("{path}.{field}");
+    if let Some(patience) = rule.patience {
+        check((1..=100).contains(&patience), &at("patience"), "from 1 to 100", patience)?;
+    }
+    if let Some(delta) = rule.min_delta {
+        let is_right = delta >= 0.0 && delta.is_finite();
+        check(is_right, &at("min_delta"), "of at least 0", delta)?;
+    }
+    if let Some(steps) = rule.evaluation_steps {
+        check(steps >= 1, &at("evaluation_steps"), "of at least 1", steps)?;
+    }
+    Ok(())
 }
 
 fn check_lora(lora: &LoraRequest, path: &str) -> ApiResult<()> {
@@ -137,6 +157,7 @@ fn check_lora(lora: &LoraRequest, path: &str) -> ApiResult<()> {
 /// What resolving needs to know of the files and the base model.
 pub(crate) struct Measured {
     pub n_examples: u64,
+    pub has_validation: bool,
     pub hidden_size: u64,
     /// The base model's context length, in tokens.
     pub context_length: Option<u32>,
@@ -187,6 +208,16 @@ pub(crate) fn resolve(
             .checkpoint_steps
             .or(operator.checkpoint_steps)
             .unwrap_or(DEFAULT_CHECKPOINT_STEPS),
+        gradient_checkpointing: job
+            .gradient_checkpointing
+            .or(operator.gradient_checkpointing)
+            .unwrap_or_default(),
+        early_stopping: job
+            .early_stopping
+            .as_ref()
+            .or(operator.early_stopping.as_ref())
+            .filter(|_| measured.has_validation)
+            .map(resolve_early_stopping),
         lora: resolve_lora(job.lora.as_ref(), operator.lora.as_ref()),
         seed,
     }
@@ -200,6 +231,14 @@ pub(crate) fn max_seq_len(
 ) -> u32 {
     let wanted = job.max_seq_len.or(operator.max_seq_len).unwrap_or(DEFAULT_MAX_SEQ_LEN);
     wanted.min(context_length.unwrap_or(u32::MAX))
+}
+
+fn resolve_early_stopping(rule: &EarlyStoppingRequest) -> EarlyStopping {
+    EarlyStopping {
+        patience: rule.patience.unwrap_or(DEFAULT_PATIENCE),
+        min_delta: rule.min_delta.unwrap_or(0.0),
+        evaluation_steps: rule.evaluation_steps.unwrap_or(0),
+    }
 }
 
 fn resolve_lora(job: Option<&LoraRequest>, operator: Option<&LoraRequest>) -> LoraConfig {
@@ -225,8 +264,12 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    const MEASURED: Measured =
-        Measured { n_examples: 100, hidden_size: 2000, context_length: Some(1024) };
+    const MEASURED: Measured = Measured {
+        n_examples: 100,
+        has_validation: true,
+        hidden_size: 2000,
+        context_length: Some(1024),
+    };
 
     fn resolved(
         wish: &Hyperparameters,
@@ -296,6 +339,8 @@ mod tests {
         for (options, param) in [
             (json!({"learning_rate": 0.0}), "finetuned.learning_rate"),
             (json!({"warmup_ratio": 1.5}), "finetuned.warmup_ratio"),
+            (json!({"early_stopping": {"patience": 0}}), "finetuned.early_stopping.patience"),
+            (json!({"early_stopping": {"min_delta": -1.0}}), "finetuned.early_stopping.min_delta"),
             (json!({"lora": {"rank": 0}}), "finetuned.lora.rank"),
             (json!({"lora": {"target_modules": []}}), "finetuned.lora.target_modules"),
             (

@@ -63,6 +63,10 @@ pub(crate) async fn new_job(
     let validation_file = body.validation_file.filter(|id| !id.is_empty()).map(FileId::from);
     if let Some(file) = &validation_file {
         check_file(state, project, "validation_file", file).await?;
+    } else if options.early_stopping.is_some() {
+        let message = "Invalid 'finetuned.early_stopping': it watches the validation loss, so the \
+                       job needs a 'validation_file'.";
+        return Err(ApiError::invalid_value("finetuned.early_stopping", message));
     }
     Ok(NewJob {
         id,

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `adapter_model.safetensors`, `adapter_config.json` | the adapter, in PEFT's format |
 //! | `optimizer.safetensors` | both moments, in the adapter's flat order |
+//! | `best_adapter.safetensors` | with early stopping: the values of the best evaluation so far |
 //! | `state.json` | [`State`] |
 //!
 //! A folder is written under a temporary name, synced, and renamed: one that exists is complete.
@@ -20,7 +21,9 @@ use domain::plan::TrainingPlan;
 use domain::report::{CheckpointKind, StepMetrics};
 use model::{Adapter, Decoder};
 use serde::{Deserialize, Serialize};
+use tch::Tensor;
 
+use super::best::{self, Best};
 use super::optimizer::{Optimizer, OptimizerError};
 
 const STATE_FILE: &str = "state.json";
@@ -50,11 +53,13 @@ pub struct State {
     pub fingerprint: Fingerprint,
 }
 
-/// The best full validation so far.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Best {
-    pub step: u64,
-    pub full_valid_loss: f64,
+/// All that a checkpoint holds.
+#[derive(Debug)]
+pub struct Restored {
+    pub state: State,
+    pub adapter: Adapter,
+    pub optimizer: Optimizer,
+    pub best_values: Option<Tensor>,
 }
 
 /// What a run's result depends on, field by field, as text: a run resumes only under an equal one.
@@ -93,8 +98,9 @@ impl Fingerprint {
         training_sha256: &str,
         validation_sha256: Option<&str>,
     ) -> Self {
-        // These two change memory and safety, not results.
-        const FREE: [&str; 2] = ["micro_batch_tokens", "checkpoint_steps"];
+        // These change memory, time and safety, not results.
+        const FREE: [&str; 3] =
+            ["micro_batch_tokens", "checkpoint_steps", "gradient_checkpointing"];
         let mut fields = BTreeMap::from([
             ("base_model".to_owned(), plan.base_model.clone()),
             ("method".to_owned(), plan.method.as_str().to_owned()),
@@ -162,15 +168,15 @@ pub fn write(
     plan: &TrainingPlan,
     kind: CheckpointKind,
     state: &State,
-    adapter: &Adapter,
-    optimizer: &Optimizer,
+    tensors: (&Adapter, &Optimizer),
+    best: Option<&Tensor>,
 ) -> Result<PathBuf, CheckpointError> {
     let name = format!("step-{:08}-{}", state.step, kind.as_str());
     let folder = plan.output_dir.join(&name);
     let temporary = plan.output_dir.join(format!(".{name}.tmp"));
     remove_temporary(&temporary)?;
     fs::create_dir_all(&temporary).map_err(CheckpointError::io(&temporary))?;
-    let written = fill(&temporary, &plan.base_model, state, adapter, optimizer)
+    let written = fill(&temporary, &plan.base_model, state, tensors, best)
         .and_then(|()| put_in_place(&temporary, &folder));
     if written.is_err() {
         // The error at hand is the one to report; the next attempt removes what is left.
@@ -183,11 +189,14 @@ fn fill(
     folder: &Path,
     base_model: &str,
     state: &State,
-    adapter: &Adapter,
-    optimizer: &Optimizer,
+    (adapter, optimizer): (&Adapter, &Optimizer),
+    best: Option<&Tensor>,
 ) -> Result<(), CheckpointError> {
     adapter.save(folder, base_model).map_err(|error| CheckpointError::invalid(folder, error))?;
     optimizer.save(folder).map_err(|error| CheckpointError::invalid(folder, error))?;
+    if let Some(values) = best {
+        best::save(folder, values).map_err(|error| CheckpointError::invalid(folder, error))?;
+    }
     let path = folder.join(STATE_FILE);
     let text = serde_json::to_vec_pretty(state).expect("the state is plain data with text keys");
     let mut file = File::create(&path).map_err(CheckpointError::io(&path))?;
@@ -233,7 +242,7 @@ pub fn read(
     folder: &Path,
     planned: &Fingerprint,
     decoder: &Decoder,
-) -> Result<(State, Adapter, Optimizer), CheckpointError> {
+) -> Result<Restored, CheckpointError> {
     let path = folder.join(STATE_FILE);
     let text = fs::read(&path).map_err(CheckpointError::io(&path))?;
     let state: State =
@@ -247,7 +256,9 @@ pub fn read(
         Adapter::load(decoder, folder).map_err(|error| CheckpointError::invalid(folder, error))?;
     let optimizer = Optimizer::load(folder, adapter.len(), state.updates, decoder.device())
         .map_err(|error: OptimizerError| CheckpointError::invalid(folder, error))?;
-    Ok((state, adapter, optimizer))
+    let best_values = best::load(folder, adapter.len(), decoder.device())
+        .map_err(|reason| CheckpointError::invalid(folder, reason))?;
+    Ok(Restored { state, adapter, optimizer, best_values })
 }
 
 #[cfg(test)]

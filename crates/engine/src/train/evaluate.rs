@@ -1,5 +1,5 @@
 //! Loss and accuracy on the validation file: a rotating batch on every tenth step, the whole file
-//! at the end of an epoch.
+//! at the end of an epoch and as often as early stopping asks.
 //!
 //! Like a step, an evaluation is taken one micro-batch at a time. It changes nothing of the run.
 
@@ -28,7 +28,7 @@ pub enum Extent {
 }
 
 /// The evaluations that are due after `step` (from 1) on a file of `examples`, cheap one first.
-pub fn due(step: u64, ends_epoch: bool, examples: usize, batch_size: usize) -> Vec<Extent> {
+pub fn due(step: u64, fully: bool, examples: usize, batch_size: usize) -> Vec<Extent> {
     let mut extents = Vec::new();
     if examples > 0 && step.is_multiple_of(EVERY_STEPS) {
         let count = batch_size.min(examples);
@@ -36,7 +36,7 @@ pub fn due(step: u64, ends_epoch: bool, examples: usize, batch_size: usize) -> V
         let start = (batches_before % examples as u64) as usize * batch_size % examples;
         extents.push(Extent::Batch { start, count });
     }
-    if examples > 0 && ends_epoch {
+    if examples > 0 && fully {
         extents.push(Extent::Full);
     }
     extents

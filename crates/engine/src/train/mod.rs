@@ -5,11 +5,13 @@
 //! step. The run writes checkpoint folders and returns everything else that it has to say; who
 //! hears it is the scheduler's part.
 
+mod best;
 pub mod checkpoint;
 mod evaluate;
 mod metrics;
 mod optimizer;
 mod prepare;
+mod relief;
 mod schedule;
 mod step;
 
@@ -23,12 +25,15 @@ use domain::report::{
     CheckpointKind, CheckpointReport, Level, RunFailure, RunReport, RunStarted, StepMetrics,
 };
 use model::{Adapter, Decoder, Gradients, LoraOptions};
+use tch::Tensor;
 
-use self::checkpoint::{Best, CheckpointError, State};
+use self::best::Best;
+use self::checkpoint::{CheckpointError, Restored, State};
 use self::evaluate::Evaluation;
 use self::metrics::{Speed, epochs_done, tokens_per_second};
 use self::optimizer::Optimizer;
 pub use self::prepare::{Prepared, prepare};
+use self::relief::Relief;
 use self::step::{StepInHand, StepNumbers, Training};
 use crate::failure::{permanent, retryable};
 use crate::seed::{Purpose, derive};
@@ -72,7 +77,9 @@ pub struct Run {
     concluded: Instant,
     announced: bool,
     stopping: bool,
-    halved: bool,
+    relief: Relief,
+    /// Of the best evaluation; kept when early stopping is asked for.
+    best_values: Option<Tensor>,
     missed_checkpoints: u32,
     /// The step of the newest checkpoint, the one that this attempt began with included.
     saved_step: u64,
@@ -107,14 +114,15 @@ impl Run {
     pub fn new(prepared: Prepared, decoder: &Decoder) -> Result<Self, RunFailure> {
         let Prepared { plan, training: data, validation, fingerprint } = prepared;
         let h = plan.hyperparameters.clone();
-        let (mut state, adapter, optimizer) = match &plan.resume_from {
+        let Restored { mut state, adapter, optimizer, best_values } = match &plan.resume_from {
             Some(folder) => {
                 checkpoint::read(folder, &fingerprint, decoder).map_err(cannot_resume)?
             }
             None => {
                 let adapter = new_adapter(&plan, decoder)?;
                 let optimizer = Optimizer::new(adapter.len(), decoder.device());
-                (State::new(&plan, fingerprint), adapter, optimizer)
+                let state = State::new(&plan, fingerprint);
+                Restored { state, adapter, optimizer, best_values: None }
             }
         };
         state.fence = plan.fence;
@@ -140,7 +148,8 @@ impl Run {
             concluded: Instant::now(),
             announced: false,
             stopping: false,
-            halved: false,
+            relief: Relief::Nothing,
+            best_values,
             missed_checkpoints: 0,
             saved_step,
         })
@@ -265,7 +274,7 @@ impl Run {
         };
         let examples = self.validation.as_ref().map_or(0, |data| data.examples.len());
         let batch_size = self.training.hyperparameters.batch_size as usize;
-        let extents = evaluate::due(step, self.ends_epoch(), examples, batch_size);
+        let extents = evaluate::due(step, self.evaluates_fully(), examples, batch_size);
         Ok((Some(Box::new(metrics)), extents.into_iter().map(Evaluation::new).collect()))
     }
 
@@ -297,17 +306,10 @@ impl Run {
         if self.stopping { self.end(happened) } else { Ok(()) }
     }
 
-    fn note_best(&mut self, metrics: &StepMetrics) {
-        if let Some(loss) = metrics.full_valid_loss
-            && self.state.best.is_none_or(|best| loss < best.full_valid_loss)
-        {
-            self.state.best = Some(Best { step: metrics.step, full_valid_loss: loss });
-        }
-    }
-
     /// The run's last words: the final checkpoint, or the one that a stop asks for.
     fn end(&mut self, happened: &mut Vec<Happened>) -> Result<(), RunFailure> {
         if self.is_complete() {
+            self.restore_best(happened);
             self.checkpoint(CheckpointKind::Final, happened)?;
             happened.push(Happened::Finished);
         } else {
@@ -331,7 +333,8 @@ impl Run {
         self.state.updates = training.optimizer.updates();
         self.state.cursor = training.cursor;
         let (adapter, optimizer) = (&training.adapter, &training.optimizer);
-        match checkpoint::write(&self.plan, kind, &self.state, adapter, optimizer) {
+        let best = self.best_values.as_ref();
+        match checkpoint::write(&self.plan, kind, &self.state, (adapter, optimizer), best) {
             Ok(dir) => {
                 self.missed_checkpoints = 0;
                 self.saved_step = step;
@@ -357,32 +360,6 @@ impl Run {
         }
     }
 
-    /// Memory ran out in a turn: once in a run, takes the step or evaluation in hand again with
-    /// half the tokens per micro-batch. None when that cannot help.
-    pub fn relieve(&mut self) -> Option<Happened> {
-        let before = self.training.micro_batch_tokens;
-        if self.halved || before < 2 {
-            return None;
-        }
-        match &mut self.phase {
-            Phase::Stepping { .. } => {
-                self.training.abandon_step();
-                self.phase = Phase::Between;
-            }
-            Phase::Evaluating { due, .. } => {
-                due.iter_mut()
-                    .for_each(|evaluation| *evaluation = Evaluation::new(evaluation.extent()));
-            }
-            Phase::Between | Phase::Updating => return None,
-        }
-        self.halved = true;
-        self.training.micro_batch_tokens = before / 2;
-        Some(warning(format!(
-            "Memory ran out with micro_batch_tokens {before}; going on with {}.",
-            before / 2
-        )))
-    }
-
     fn announcement(&self) -> Happened {
         let data = &self.training.data;
         Happened::Report(RunReport::Started(RunStarted {
@@ -400,11 +377,18 @@ impl Run {
     }
 
     fn is_complete(&self) -> bool {
-        self.training.step >= self.training.total_steps
+        let rule = self.training.hyperparameters.early_stopping;
+        self.training.step >= self.training.total_steps || Best::is_stale(self.state.best, rule)
     }
 
     fn ends_epoch(&self) -> bool {
         self.training.step.is_multiple_of(self.steps_per_epoch())
+    }
+
+    fn evaluates_fully(&self) -> bool {
+        let rule = self.training.hyperparameters.early_stopping;
+        let every = rule.map_or(0, |rule| rule.evaluation_steps);
+        self.ends_epoch() || (every > 0 && self.training.step.is_multiple_of(every))
     }
 }
 

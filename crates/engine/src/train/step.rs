@@ -9,8 +9,9 @@
 use std::vec::IntoIter;
 
 use dataset::{Cursor, Dataset};
+use domain::hyperparameters::GradientCheckpointing;
 use domain::plan::ResolvedHyperparameters;
-use model::{Adapter, Batch, BatchError, Decoder, Gradients, LossSum};
+use model::{Adapter, Batch, BatchError, Decoder, Gradients, LossSum, PassOptions, Recompute};
 
 use super::optimizer::{Optimizer, Update};
 use super::schedule;
@@ -85,12 +86,18 @@ impl Training {
         if let Some(batch) = step.micro_batches.next() {
             // Summed over targets, divided by the targets of the whole step: a mean per micro-batch
             // would weigh a target by the company it was packed with.
-            let scale = 1.0 / step.numbers.target_tokens as f64;
-            let seed = self.hyperparameters.seed;
-            let dropout_seed = derive(seed, Purpose::Dropout, self.step, step.micro_batch);
+            let h = &self.hyperparameters;
+            let options = PassOptions {
+                scale: 1.0 / step.numbers.target_tokens as f64,
+                dropout_seed: derive(h.seed, Purpose::Dropout, self.step, step.micro_batch),
+                recompute: match h.gradient_checkpointing {
+                    GradientCheckpointing::None => Recompute::Nothing,
+                    GradientCheckpointing::Mlp => Recompute::Mlp,
+                    GradientCheckpointing::Full => Recompute::Layer,
+                },
+            };
             let (adapter, gradients) = (&self.adapter, &mut self.gradients);
-            step.sum +=
-                decoder.forward_backward(&batch, adapter, gradients, scale, dropout_seed)?;
+            step.sum += decoder.forward_backward(&batch, adapter, gradients, options)?;
             step.micro_batch += 1;
         }
         Ok(step.micro_batches.len() > 0)

@@ -274,6 +274,8 @@ pub fn plan(output: &Folder, name: &str) -> TrainingPlan {
             max_seq_len: 128,
             micro_batch_tokens: 64,
             checkpoint_steps: 0,
+            gradient_checkpointing: Default::default(),
+            early_stopping: None,
             lora: LoraConfig { rank: 8, alpha: 16.0, ..LoraConfig::default() },
             seed: 7,
         },

@@ -167,6 +167,7 @@ async fn validate(
     }
     let measured = Measured {
         n_examples: training.stats.n_examples,
+        has_validation: validation.is_some(),
         hidden_size: model.hidden_size,
         context_length: model.context_length,
     };

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use domain::hyperparameters::Schedule;
+use domain::hyperparameters::{EarlyStopping, GradientCheckpointing, Schedule};
 use domain::plan::LoraConfig;
 use domain::{Hyperparameters, TrainingOptions};
 use serde::{Deserialize, Serialize};
@@ -145,6 +145,8 @@ pub(crate) struct Resolved {
     pub max_seq_len: u32,
     pub micro_batch_tokens: u32,
     pub checkpoint_steps: u64,
+    pub gradient_checkpointing: GradientCheckpointing,
+    pub early_stopping: Option<EarlyStopping>,
     pub lora: LoraConfig,
     /// What the files hold: examples, tokens, truncated rows.
     pub dataset: Option<Value>,

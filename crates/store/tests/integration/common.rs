@@ -86,6 +86,8 @@ pub fn resolved() -> ResolvedHyperparameters {
         max_seq_len: 512,
         micro_batch_tokens: 2048,
         checkpoint_steps: 0,
+        gradient_checkpointing: Default::default(),
+        early_stopping: None,
         lora: LoraConfig::default(),
         seed: 42,
     }

@@ -149,6 +149,8 @@ fn hyperparameters() -> ResolvedHyperparameters {
         max_seq_len: 64,
         micro_batch_tokens: 64,
         checkpoint_steps: 2,
+        gradient_checkpointing: Default::default(),
+        early_stopping: None,
         lora: LoraConfig::default(),
         seed: 1,
     }
