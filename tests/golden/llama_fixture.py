@@ -88,7 +88,8 @@ def adapter_tensors(model, what):
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             tensor = parameter.grad if what == "grad" else parameter.detach()
-            tensors[name.replace(".default", "")] = tensor.clone().contiguous()
+            name = name.replace("_vector.default.weight", "_vector").replace(".default", "")
+            tensors[name] = tensor.clone().contiguous()
     return tensors
 
 
@@ -105,7 +106,7 @@ def make_case(name, case):
     base.save_pretrained(folder / "model")
     config = LoraConfig(
         r=RANK, lora_alpha=case["alpha"], lora_dropout=0.0, target_modules=case["targets"],
-        task_type="CAUSAL_LM",
+        task_type="CAUSAL_LM", **case.get("lora", {}),
     )
     model = get_peft_model(base, config)
     with torch.no_grad():

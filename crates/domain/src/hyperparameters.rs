@@ -1,5 +1,7 @@
 //! Hyperparameters as requested (a value or `auto`) and as resolved (values only).
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// A requested value, or the word `auto`.
@@ -136,6 +138,15 @@ pub struct LoraRequest {
     pub dropout: Option<f64>,
     /// Suffixes of module names: `q_proj`, `k_proj`, `v_proj`, `o_proj`, `gate_proj`, `up_proj`, `down_proj`.
     pub target_modules: Option<Vec<String>>,
+    /// Scale by alpha / √rank, so that high ranks learn as fast as low ones.
+    pub rslora: Option<bool>,
+    /// Weight decomposition: magnitude and direction of each weight row are trained apart.
+    pub dora: Option<bool>,
+    /// Ranks of single modules, by the end of their path: `q_proj`, `layers.3.mlp.down_proj`. The longest
+    /// that fits counts.
+    pub rank_pattern: Option<BTreeMap<String, u32>>,
+    /// Alphas of single modules, likewise.
+    pub alpha_pattern: Option<BTreeMap<String, f64>>,
 }
 
 /// How the learning rate moves after the warm-up.

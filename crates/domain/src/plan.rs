@@ -1,5 +1,6 @@
 //! The plan: everything that an engine needs for one run, with every `auto` resolved.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -44,6 +45,24 @@ pub struct LoraConfig {
     pub dropout: f64,
     /// Module name suffixes, a subset of [`crate::hyperparameters::TARGET_MODULES`].
     pub target_modules: Vec<String>,
+    /// The update is scaled by alpha / √rank instead of alpha / rank.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub rslora: bool,
+    /// Weight decomposition: a trained magnitude per output beside the matrices.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub dora: bool,
+    /// Ranks of single modules by the end of their path; of several that fit, the longest counts.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub rank_pattern: BTreeMap<String, u32>,
+    /// Alphas of single modules, likewise.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub alpha_pattern: BTreeMap<String, f64>,
+}
+
+/// For fields that are left out of what is stored when they say nothing: a plan of an earlier version then
+/// reads, and compares, as it was written.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 impl Default for LoraConfig {
@@ -53,6 +72,10 @@ impl Default for LoraConfig {
             alpha: 32.0,
             dropout: 0.0,
             target_modules: crate::hyperparameters::TARGET_MODULES.map(str::to_owned).to_vec(),
+            rslora: false,
+            dora: false,
+            rank_pattern: BTreeMap::new(),
+            alpha_pattern: BTreeMap::new(),
         }
     }
 }

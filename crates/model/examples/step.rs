@@ -17,22 +17,7 @@ fn main() {
     tch::set_num_threads(2);
     kernels::set_threads(2);
     let decoder = Decoder::load(Path::new(folder), Device::Cpu).expect("a model");
-    let options = LoraOptions {
-        rank: 16,
-        alpha: 32.0,
-        dropout: 0.0,
-        target_modules: [
-            "q_proj",
-            "k_proj",
-            "v_proj",
-            "o_proj",
-            "gate_proj",
-            "up_proj",
-            "down_proj",
-        ]
-        .map(str::to_owned)
-        .to_vec(),
-    };
+    let options = LoraOptions::default();
     let adapter = Adapter::init(&decoder, &options, 1).expect("an adapter");
     let mut gradients = Gradients::zeros(&adapter);
     let batch = ragged(mean, share, decoder.spec().vocab_size as u64);

@@ -3,7 +3,7 @@
 use tch::{Device, Kind, Tensor};
 
 use crate::adapter::Adapter;
-use crate::layout::{DOWN, GATE_UP, GROUPS, O, QKV};
+use crate::layout::GROUPS;
 use crate::spec::DecoderSpec;
 
 /// What the backward pass computes again instead of having kept it: less memory for more time. The
@@ -204,9 +204,7 @@ impl LayerActivations {
     }
 }
 
-/// Widths of the four borders; the same in every layer.
+/// Widths of the four borders: the widest of all layers; a product takes its part of them.
 fn ranks(adapter: Option<&Adapter>) -> [i64; GROUPS] {
-    [QKV, O, GATE_UP, DOWN].map(|product| {
-        adapter.and_then(|a| a.group(0, product)).map_or(0, |group| group.layout.rank)
-    })
+    adapter.map_or([0; GROUPS], Adapter::ranks)
 }

@@ -105,9 +105,8 @@ impl Decoder {
         let empty = |width: i64| Tensor::empty([n, width], (Kind::Float, self.device));
         let product = |which: usize, x: &Tensor, y: &Tensor, accumulate: bool| {
             let group = adapter.and_then(|adapter| adapter.group(number, which));
-            let linear = [&layer.qkv, &layer.o, &layer.gate_up, &layer.down][which];
             let s = empty(group.map_or(0, |group| group.layout.rank));
-            linear.forward(x, group.map(|group| (group, None)), y, &s, accumulate);
+            layer.linear(which).forward(x, group.map(|group| (group, None)), y, &s, accumulate);
         };
         let x = empty(self.spec.hidden_size as i64);
         let rstd = Tensor::empty([n], (Kind::Float, self.device));

@@ -55,6 +55,11 @@ impl<'a> Pass<'a> {
 }
 
 impl Layer {
+    /// One of the four products, by its number in the layout.
+    pub fn linear(&self, product: usize) -> &Linear {
+        [&self.qkv, &self.o, &self.gate_up, &self.down][product]
+    }
+
     /// `output = input + attention + mlp`; what the backward pass needs goes to `kept`.
     ///
     /// Shapes: input, output `[T, D]`.
@@ -130,11 +135,10 @@ impl Layer {
         pass: &Pass<'_>,
         gradients: &mut Gradients,
     ) {
-        let scale = pass.adapter.map_or(0.0, Adapter::scale);
         let mut product = |linear: &Linear, which: usize, dy: &Tensor, x, dx: Option<&Tensor>| {
             let group = pass.group(index, which);
             let saved = Saved { x, s: &kept.s[which], dropout: group.and_then(|(_, d)| d) };
-            let adapter = group.map(|(group, _)| (group, scale, &saved));
+            let adapter = group.map(|(group, _)| (group, &saved));
             linear.backward(dy, adapter, gradients, &scratch.ds[which], dx);
         };
         // The MLP. Its activation is recomputed; `act` first serves as the activation's gradient's input.

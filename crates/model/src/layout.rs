@@ -3,6 +3,8 @@
 //! Linears that share an input are computed as one product (q, k, v; gate, up), so their A matrices stand
 //! side by side and form one `[R, in]` matrix without copying.
 
+use weights::peft::{lora_a_key, lora_b_key, magnitude_key};
+
 use crate::adapter::LoraOptions;
 use crate::spec::DecoderSpec;
 
@@ -28,6 +30,25 @@ pub(crate) struct PartLayout {
     pub a_offset: i64,
     /// Element offset of B `[out, rank]`.
     pub b_offset: i64,
+    /// Element offset of the magnitudes `[out]`, with weight decomposition.
+    pub magnitude_offset: Option<i64>,
+    /// What the update is multiplied by.
+    pub scale: f64,
+}
+
+/// One tensor of an adapter file, and where it stands in the flat buffer.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct StoredTensor {
+    pub name: String,
+    pub shape: Vec<i64>,
+    pub offset: i64,
+}
+
+impl StoredTensor {
+    pub fn range(&self) -> std::ops::Range<usize> {
+        let start = self.offset as usize;
+        start..start + self.shape.iter().product::<i64>() as usize
+    }
 }
 
 /// The adapted linears of one product.
@@ -89,6 +110,31 @@ impl Layout {
         let groups = self.layers.iter().flatten().flatten();
         groups.flat_map(|group| group.parts.iter().map(move |part| (group, part)))
     }
+
+    /// The tensors of the adapter file.
+    pub fn tensors(&self) -> Vec<StoredTensor> {
+        let tensors = self.parts().flat_map(|(group, part)| {
+            let stored = |name: String, shape: &[i64], offset: i64| {
+                Some(StoredTensor { name, shape: shape.to_vec(), offset })
+            };
+            let (module, out) = (&part.module, part.out_width);
+            [
+                stored(lora_a_key(module), &[part.rank, group.in_width], part.a_offset),
+                stored(lora_b_key(module), &[out, part.rank], part.b_offset),
+                part.magnitude_offset
+                    .and_then(|offset| stored(magnitude_key(module), &[out], offset)),
+            ]
+        });
+        tensors.flatten().collect()
+    }
+
+    /// The widest border of each product, over all layers.
+    pub fn ranks(&self) -> [i64; GROUPS] {
+        std::array::from_fn(|product| {
+            let widths = self.layers.iter().map(|layer| layer[product].as_ref().map(|g| g.rank));
+            widths.flatten().max().unwrap_or(0)
+        })
+    }
 }
 
 fn group(
@@ -99,27 +145,36 @@ fn group(
     len: &mut i64,
 ) -> Option<GroupLayout> {
     let a_offset = *len;
-    let mut out_width = 0;
+    let (mut out_width, mut rank_start) = (0, 0);
     let mut parts = Vec::new();
     for &(block, name, width) in members {
         if options.target_modules.iter().any(|target| target == name) {
+            let module = format!("model.layers.{layer}.{block}.{name}");
+            let rank = options.rank_of(&module);
             parts.push(PartLayout {
-                module: format!("model.layers.{layer}.{block}.{name}"),
+                scale: options.scale_of(&module),
+                module,
                 out_start: out_width,
                 out_width: width as i64,
-                rank_start: parts.len() as i64 * options.rank,
-                rank: options.rank,
+                rank_start,
+                rank,
                 a_offset: *len,
                 b_offset: 0,
+                magnitude_offset: None,
             });
-            *len += options.rank * in_width;
+            rank_start += rank;
+            *len += rank * in_width;
         }
         out_width += width as i64;
     }
     for part in &mut parts {
         part.b_offset = *len;
         *len += part.out_width * part.rank;
+        if options.dora {
+            part.magnitude_offset = Some(*len);
+            *len += part.out_width;
+        }
     }
-    let rank = parts.iter().map(|part| part.rank).sum();
+    let rank = rank_start;
     (!parts.is_empty()).then_some(GroupLayout { parts, in_width, out_width, rank, a_offset })
 }

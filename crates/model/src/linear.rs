@@ -1,8 +1,8 @@
 //! One frozen product with an optional adapter: several linear layers that share their input, stacked.
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
-use crate::adapter::{Gradients, Group, a_view, b_view};
+use crate::adapter::{Dora, Gradients, Group, a_view, b_view, magnitude_view};
 
 /// A frozen weight `[out, in]` and maybe a bias `[out]`.
 #[derive(Debug)]
@@ -49,6 +49,21 @@ impl Linear {
         accumulate: bool,
     ) {
         let mut y = y.shallow_clone();
+        if let Some((group, _)) = adapter
+            && let Some(dora) = &group.dora
+        {
+            let mut product = self.decomposed(x, group, s);
+            let _ = product.g_mul_(&dora.gain);
+            if accumulate {
+                drop(y.g_add_(&product))
+            } else {
+                y.copy_(&product)
+            }
+            if let Some(bias) = &self.bias {
+                let _ = y.g_add_(bias);
+            }
+            return;
+        }
         if accumulate {
             let _ = y.addmm_(x, &self.weight.tr());
         } else {
@@ -58,8 +73,9 @@ impl Linear {
             let _ = y.g_add_(bias);
         }
         let Some((group, dropout)) = adapter else { return };
+        let s = s.narrow(1, 0, group.layout.rank);
         match dropout {
-            None => drop(x.mm_out(s, &group.a.tr())),
+            None => drop(x.mm_out(&s, &group.a.tr())),
             Some(dropout) => {
                 for (i, part) in group.layout.parts.iter().enumerate() {
                     let a = group.a.narrow(0, part.rank_start, part.rank);
@@ -68,7 +84,16 @@ impl Linear {
                 }
             }
         }
-        let _ = y.addmm_(s, &group.b.tr());
+        let _ = y.addmm_(&s, &group.b.tr());
+    }
+
+    /// `x·Wᵀ + s·(sB)ᵀ`, what weight decomposition multiplies by its gain; `s = x·Aᵀ` is written.
+    fn decomposed(&self, x: &Tensor, group: &Group, s: &Tensor) -> Tensor {
+        let s = s.narrow(1, 0, group.layout.rank);
+        let _ = x.mm_out(&s, &group.a.tr());
+        let mut product = x.mm(&self.weight.tr());
+        let _ = product.addmm_(&s, &group.b.tr());
+        product
     }
 
     /// Adds the adapter's gradients, and writes the input's gradient to `dx` if it is wanted.
@@ -77,27 +102,34 @@ impl Linear {
     pub fn backward(
         &self,
         dy: &Tensor,
-        adapter: Option<(&Group, f64, &Saved<'_>)>,
+        adapter: Option<(&Group, &Saved<'_>)>,
         gradients: &mut Gradients,
         ds: &Tensor,
         dx: Option<&Tensor>,
     ) {
+        let decomposed = adapter.and_then(|(group, saved)| {
+            let dora = group.dora.as_ref()?;
+            self.magnitude_gradients(dy, group, dora, saved, gradients);
+            Some(dy * &dora.gain)
+        });
+        let dy = decomposed.as_ref().unwrap_or(dy);
         if let Some(dx) = dx {
             let _ = dy.mm_out(dx, &self.weight);
         }
-        let Some((group, scale, saved)) = adapter else { return };
+        let Some((group, saved)) = adapter else { return };
         let flat = gradients.flat();
-        let _ = dy.mm_out(ds, &group.b);
+        let ds = ds.narrow(1, 0, group.layout.rank);
+        let _ = dy.mm_out(&ds, &group.b);
         for part in &group.layout.parts {
             let dy = dy.narrow(1, part.out_start, part.out_width);
             let s = saved.s.narrow(1, part.rank_start, part.rank);
-            let _ = b_view(flat, part).g_add_(&(dy.tr().mm(&s) * scale));
+            let _ = b_view(flat, part).g_add_(&(dy.tr().mm(&s) * part.scale));
         }
         match saved.dropout {
             None => {
                 let _ = a_view(flat, &group.layout).addmm_(&ds.tr(), saved.x);
                 if let Some(dx) = dx {
-                    let _ = dx.shallow_clone().addmm_(ds, &group.a);
+                    let _ = dx.shallow_clone().addmm_(&ds, &group.a);
                 }
             }
             Some(dropout) => {
@@ -110,6 +142,24 @@ impl Linear {
                         let _ = dx.shallow_clone().g_add_(&dropout.apply(i, &ds.mm(&a)));
                     }
                 }
+            }
+        }
+    }
+    /// `dm = Σ dy ⊙ (x·Wᵀ + s·(sB)ᵀ) / ‖W + sBA‖`. The product is computed again: keeping it would cost
+    /// more memory than all else that a layer keeps.
+    fn magnitude_gradients(
+        &self,
+        dy: &Tensor,
+        group: &Group,
+        dora: &Dora,
+        saved: &Saved<'_>,
+        gradients: &mut Gradients,
+    ) {
+        let product = self.decomposed(saved.x, group, saved.s);
+        let sums = (dy * product).sum_dim_intlist(0, false, Kind::Float) / &dora.norm;
+        for part in &group.layout.parts {
+            if let Some(mut gradient) = magnitude_view(gradients.flat(), part) {
+                let _ = gradient.g_add_(&sums.narrow(0, part.out_start, part.out_width));
             }
         }
     }

@@ -3,7 +3,7 @@
 
 use tch::{IndexOp, Kind, Tensor};
 
-use crate::adapter::{Adapter, a_view, b_view};
+use crate::adapter::{Adapter, a_view, b_view, magnitude_view};
 use crate::batch::{Batch, LossSum};
 use crate::decoder::Decoder;
 use crate::layout::{DOWN, GATE_UP, O, QKV};
@@ -101,24 +101,28 @@ fn linear_with_adapter(
     which: usize,
     adapter: Option<(&Adapter, &Tensor)>,
 ) -> Tensor {
-    let mut y = x.matmul(&linear.weight.tr());
-    if let Some(bias) = &linear.bias {
-        y += bias;
-    }
-    let Some((adapter, flat)) = adapter else { return y };
-    let Some(group) = &adapter.layout().layers[layer][which] else { return y };
+    let base = x.matmul(&linear.weight.tr());
+    let biased = |y: Tensor| linear.bias.as_ref().map_or(y.shallow_clone(), |bias| y + bias);
+    let Some((adapter, flat)) = adapter else { return biased(base) };
+    let Some(group) = &adapter.layout().layers[layer][which] else { return biased(base) };
     let mut pieces = Vec::new();
     let mut covered = 0;
     for part in &group.parts {
-        let zeros = |n: i64| Tensor::zeros([x.size()[0], n], (Kind::Float, x.device()));
-        pieces.push(zeros(part.out_start - covered));
+        pieces.push(base.narrow(1, covered, part.out_start - covered));
         let a = a_view(flat, group).narrow(0, part.rank_start, part.rank);
-        let update = x.matmul(&a.tr()).matmul(&b_view(flat, part).tr());
-        pieces.push(update * adapter.options().alpha / part.rank as f64);
+        let b = b_view(flat, part) * part.scale;
+        let product =
+            base.narrow(1, part.out_start, part.out_width) + x.matmul(&a.tr()).matmul(&b.tr());
+        pieces.push(match magnitude_view(flat, part) {
+            None => product,
+            Some(magnitude) => {
+                let weight = linear.weight.narrow(0, part.out_start, part.out_width);
+                let norm = (weight + b.matmul(&a)).square().sum_dim_intlist(-1, false, Kind::Float);
+                product * (magnitude / norm.sqrt().detach())
+            }
+        });
         covered = part.out_start + part.out_width;
-        if std::ptr::eq(part, &group.parts[group.parts.len() - 1]) {
-            pieces.push(zeros(group.out_width - covered));
-        }
     }
-    y + Tensor::cat(&pieces, 1)
+    pieces.push(base.narrow(1, covered, group.out_width - covered));
+    biased(Tensor::cat(&pieces, 1))
 }

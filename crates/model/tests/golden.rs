@@ -1,5 +1,6 @@
 //! The decoder against transformers and peft: logits, loss, every adapter gradient, twenty optimizer steps,
-//! greedy tokens, and adapter files in both directions. Fixtures: `tests/golden/llama_fixture.py`.
+//! greedy tokens, and adapter files in both directions. Fixtures: `tests/golden/llama_fixture.py` and
+//! `adapters_fixture.py`.
 
 use std::path::{Path, PathBuf};
 
@@ -10,9 +11,9 @@ use model::{
 };
 use tch::{Device, IndexOp, Tensor};
 use weights::TensorFile;
-use weights::peft::{read_adapter, write_adapter};
+use weights::peft::{Pattern, read_adapter, write_adapter};
 
-const CASES: [&str; 2] = ["llama-tied", "llama-wide"];
+const CASES: [&str; 4] = ["llama-tied", "llama-wide", "rslora", "dora"];
 
 struct Case {
     folder: PathBuf,
@@ -303,6 +304,35 @@ fn a_fresh_adapter_changes_nothing_and_depends_on_its_seed_alone() {
     let base = case.decoder.logits(&case.batch, None).unwrap();
     let adapted = case.decoder.logits(&case.batch, Some(&fresh(3))).unwrap();
     assert_eq!(base, adapted);
+}
+
+#[test]
+fn magnitudes_start_so_that_the_base_model_is_unchanged() {
+    let case = Case::open("dora");
+    let fresh = Adapter::init(&case.decoder, case.adapter.options(), 3).unwrap();
+    let base = case.decoder.logits(&case.batch, None).unwrap();
+    let adapted = case.decoder.logits(&case.batch, Some(&fresh)).unwrap();
+    assert_close("fresh", &adapted, &base, 1e-6);
+}
+
+#[test]
+fn options_that_cannot_be_trained_are_refused() {
+    let case = Case::open(CASES[0]);
+    let plain = LoraOptions::default;
+    for (options, word) in [
+        (LoraOptions { dora: true, dropout: 0.1, ..plain() }, "dropout"),
+        (LoraOptions { target_modules: vec!["lm_head".into()], ..plain() }, "lm_head"),
+        (
+            LoraOptions {
+                rank_pattern: Pattern::most_specific_first([("layers.9.mlp.up_proj".into(), 2)]),
+                ..plain()
+            },
+            "fits no adapted module",
+        ),
+    ] {
+        let error = Adapter::init(&case.decoder, &options, 1).unwrap_err().to_string();
+        assert!(error.contains(word), "{error}");
+    }
 }
 
 #[test]

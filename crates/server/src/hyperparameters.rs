@@ -135,8 +135,28 @@ fn check_lora(lora: &LoraRequest, path: &str) -> ApiResult<()> {
     if let Some(dropout) = lora.dropout {
         check((0.0..0.95).contains(&dropout), &at("dropout"), "from 0 to below 0.95", dropout)?;
     }
-    let Some(modules) = &lora.target_modules else { return Ok(()) };
-    let path = at("target_modules");
+    if lora.dora == Some(true) && lora.dropout.is_some_and(|dropout| dropout > 0.0) {
+        let path = at("dropout");
+        let message = format!("Invalid '{path}': dropout is not supported together with 'dora'.");
+        return Err(ApiError::invalid_value(path, message));
+    }
+    if let Some(modules) = &lora.target_modules {
+        check_target_modules(modules, &at("target_modules"))?;
+    }
+    for (key, rank) in lora.rank_pattern.iter().flatten() {
+        let path = format!("{}.{key}", at("rank_pattern"));
+        check_pattern_key(key, lora, &path)?;
+        check((1..=512).contains(rank), &path, "from 1 to 512", rank)?;
+    }
+    for (key, &alpha) in lora.alpha_pattern.iter().flatten() {
+        let path = format!("{}.{key}", at("alpha_pattern"));
+        check_pattern_key(key, lora, &path)?;
+        check(alpha > 0.0 && alpha <= 4096.0, &path, "above 0 and at most 4096", alpha)?;
+    }
+    Ok(())
+}
+
+fn check_target_modules(modules: &[String], path: &str) -> ApiResult<()> {
     if modules.is_empty() {
         let message = format!("Invalid '{path}': name at least one module.");
         return Err(ApiError::invalid_value(path, message));
@@ -152,6 +172,24 @@ fn check_lora(lora: &LoraRequest, path: &str) -> ApiResult<()> {
         }
     }
     Ok(())
+}
+
+/// A key names a target module, or the end of its path: `q_proj`, `layers.3.mlp.down_proj`.
+fn check_pattern_key(key: &str, lora: &LoraRequest, path: &str) -> ApiResult<()> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.');
+    let module = key.rsplit('.').next().unwrap_or_default();
+    let is_target = match &lora.target_modules {
+        Some(modules) => modules.iter().any(|target| target == module),
+        None => TARGET_MODULES.contains(&module),
+    };
+    if is_target && key.chars().all(plain) {
+        return Ok(());
+    }
+    let message = format!(
+        "Invalid '{path}': expected a target module's name or the end of its path, such as \
+         'q_proj' or 'layers.3.mlp.down_proj', but got '{key}' instead."
+    );
+    Err(ApiError::invalid_value(path, message))
 }
 
 /// What resolving needs to know of the files and the base model.
@@ -243,19 +281,25 @@ fn resolve_early_stopping(rule: &EarlyStoppingRequest) -> EarlyStopping {
 
 fn resolve_lora(job: Option<&LoraRequest>, operator: Option<&LoraRequest>) -> LoraConfig {
     let built_in = LoraConfig::default();
-    let pick = |of: fn(&LoraRequest) -> Option<f64>| job.and_then(of).or(operator.and_then(of));
-    let rank = job.and_then(|l| l.rank).or(operator.and_then(|l| l.rank));
-    let rank = rank.unwrap_or(built_in.rank);
-    let target_modules = job
-        .and_then(|l| l.target_modules.clone())
-        .or_else(|| operator.and_then(|l| l.target_modules.clone()))
-        .unwrap_or(built_in.target_modules);
+    let both = [job, operator];
+    fn first<T>(of: [Option<&LoraRequest>; 2], get: fn(&LoraRequest) -> Option<T>) -> Option<T> {
+        of.into_iter().flatten().find_map(get)
+    }
+    let rank = first(both, |l| l.rank).unwrap_or(built_in.rank);
+    let dora = first(both, |l| l.dora).unwrap_or(built_in.dora);
+    // The operator's dropout does not stand in the way of a job that wants weight decomposition.
+    let dropout = if dora { Some(0.0) } else { first(both, |l| l.dropout) };
     LoraConfig {
         rank,
         // Twice the rank keeps the update's size when only the rank is chosen.
-        alpha: pick(|l| l.alpha).unwrap_or(2.0 * f64::from(rank)),
-        dropout: pick(|l| l.dropout).unwrap_or(built_in.dropout),
-        target_modules,
+        alpha: first(both, |l| l.alpha).unwrap_or(2.0 * f64::from(rank)),
+        dropout: dropout.unwrap_or(built_in.dropout),
+        target_modules: first(both, |l| l.target_modules.clone())
+            .unwrap_or(built_in.target_modules),
+        rslora: first(both, |l| l.rslora).unwrap_or(built_in.rslora),
+        dora,
+        rank_pattern: first(both, |l| l.rank_pattern.clone()).unwrap_or_default(),
+        alpha_pattern: first(both, |l| l.alpha_pattern.clone()).unwrap_or_default(),
     }
 }
 
@@ -346,6 +390,19 @@ mod tests {
             (
                 json!({"lora": {"target_modules": ["q_proj", "lm_head"]}}),
                 "finetuned.lora.target_modules[1]",
+            ),
+            (json!({"lora": {"dora": true, "dropout": 0.1}}), "finetuned.lora.dropout"),
+            (
+                json!({"lora": {"rank_pattern": {"q_proj": 0}}}),
+                "finetuned.lora.rank_pattern.q_proj",
+            ),
+            (
+                json!({"lora": {"target_modules": ["q_proj"], "alpha_pattern": {"k_proj": 1.0}}}),
+                "finetuned.lora.alpha_pattern.k_proj",
+            ),
+            (
+                json!({"lora": {"rank_pattern": {"*_proj": 4}}}),
+                "finetuned.lora.rank_pattern.*_proj",
             ),
         ] {
             let options: TrainingOptions = serde_json::from_value(options).unwrap();

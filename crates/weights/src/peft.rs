@@ -2,8 +2,10 @@
 //! `adapter_model.safetensors`.
 //!
 //! Reading tolerates fields that it does not know, but refuses by name every setting that would
-//! change what the adapter computes and that we do not do (`use_dora`, `modules_to_save`, …):
+//! change what the adapter computes and that we do not do (`modules_to_save`, `fan_in_fan_out`, …):
 //! better no model than a wrong one.
+
+mod pattern;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,6 +13,8 @@ use std::path::Path;
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, Value};
+
+pub use pattern::Pattern;
 
 use crate::{FileError, TensorFile, durable, files, write_safetensors};
 
@@ -20,21 +24,18 @@ pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 const PREFIX: &str = "base_model.model.";
 const A_SUFFIX: &str = ".lora_A.weight";
 const B_SUFFIX: &str = ".lora_B.weight";
+const MAGNITUDE_SUFFIX: &str = ".lora_magnitude_vector";
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 const MAX_RANK: u32 = 65_536;
 
 /// Fields that must say "no": absent, null, false, `"none"` or empty.
 const NOT_HONOURED: &[&str] = &[
     "bias",
-    "use_dora",
-    "use_rslora",
     "use_qalora",
     "use_bdlora",
     "lora_bias",
     "fan_in_fan_out",
     "modules_to_save",
-    "rank_pattern",
-    "alpha_pattern",
     "exclude_modules",
     "layers_to_transform",
     "layers_pattern",
@@ -53,8 +54,8 @@ const NOT_HONOURED: &[&str] = &[
 /// do not fit the original weights.
 const HARMLESS_INITS: &[&str] = &["gaussian", "orthogonal", "eva"];
 
-/// The part of PEFT's `LoraConfig` that says what a plain LoRA adapter computes.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// The part of PEFT's `LoraConfig` that says what an adapter of the LoRA family computes.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct AdapterConfig {
     /// Always `LORA`.
     pub peft_type: String,
@@ -64,13 +65,24 @@ pub struct AdapterConfig {
     pub base_model_name_or_path: Option<String>,
     /// Rank.
     pub r: u32,
-    /// The update is scaled by `lora_alpha / r`.
+    /// The update is scaled by `lora_alpha / r`, or by `lora_alpha / √r` with `use_rslora`.
     #[serde(serialize_with = "whole_if_possible")]
     pub lora_alpha: f64,
     #[serde(default)]
     pub lora_dropout: f64,
     /// Last parts of the names of the adapted linear layers.
     pub target_modules: Vec<String>,
+    #[serde(default)]
+    pub use_rslora: bool,
+    /// Weight-decomposed: a trained magnitude per output beside the matrices.
+    #[serde(default)]
+    pub use_dora: bool,
+    /// Ranks of single modules, instead of `r`.
+    #[serde(default)]
+    pub rank_pattern: Pattern<u32>,
+    /// Alphas of single modules, instead of `lora_alpha`.
+    #[serde(default)]
+    pub alpha_pattern: Pattern<f64>,
 }
 
 impl AdapterConfig {
@@ -90,7 +102,13 @@ impl AdapterConfig {
             lora_alpha: alpha,
             lora_dropout: dropout,
             target_modules: target_modules.to_vec(),
+            ..Self::default()
         }
+    }
+
+    /// The rank of one module, named by its path: `model.layers.0.self_attn.q_proj`.
+    pub fn rank_of(&self, module: &str) -> u32 {
+        self.rank_pattern.get(module).unwrap_or(self.r)
     }
 
     /// Reads the text of `adapter_config.json`.
@@ -113,12 +131,8 @@ impl AdapterConfig {
             for (name, value) in [
                 ("bias", Value::from("none")),
                 ("fan_in_fan_out", false.into()),
-                ("use_rslora", false.into()),
-                ("use_dora", false.into()),
                 ("init_lora_weights", true.into()),
                 ("modules_to_save", Value::Null),
-                ("rank_pattern", Map::new().into()),
-                ("alpha_pattern", Map::new().into()),
                 ("inference_mode", true.into()),
             ] {
                 fields.insert(name.into(), value);
@@ -128,9 +142,15 @@ impl AdapterConfig {
     }
 
     fn check(&self) -> Result<(), String> {
-        if !(1..=MAX_RANK).contains(&self.r) {
-            return Err(format!("r is {}; expected 1 to {MAX_RANK}", self.r));
+        let ranks =
+            self.rank_pattern.iter().map(|(key, rank)| (format!("rank_pattern.{key}"), rank));
+        for (name, rank) in ranks.chain([("r".to_owned(), self.r)]) {
+            if !(1..=MAX_RANK).contains(&rank) {
+                return Err(format!("{name} is {rank}; expected 1 to {MAX_RANK}"));
+            }
         }
+        self.rank_pattern.check("rank_pattern")?;
+        self.alpha_pattern.check("alpha_pattern")?;
         if !(0.0..1.0).contains(&self.lora_dropout) {
             return Err(format!("lora_dropout is {}; expected 0 up to 1", self.lora_dropout));
         }
@@ -198,6 +218,11 @@ pub fn lora_b_key(module: &str) -> String {
     format!("{PREFIX}{module}{B_SUFFIX}")
 }
 
+/// The name of a weight-decomposed linear layer's magnitudes `[out]`.
+pub fn magnitude_key(module: &str) -> String {
+    format!("{PREFIX}{module}{MAGNITUDE_SUFFIX}")
+}
+
 /// Writes both files of an adapter into an existing folder, each durably: `(name, shape, values)`
 /// of each tensor, row-major. The same adapter always gives the same bytes.
 ///
@@ -218,8 +243,8 @@ pub fn write_adapter<S: AsRef<[f32]>>(
     durable::write_bytes(&path, text.as_bytes()).map_err(|e| FileError::io(&path, e))
 }
 
-/// Opens the folder of an adapter. Every tensor is then a matrix A or B of rank `r` whose partner
-/// is there too.
+/// Opens the folder of an adapter. Every matrix A or B then has its partner, and both are of the
+/// module's rank.
 ///
 /// # Errors
 /// File errors; a setting or tensor that is not supported, by name.
@@ -239,22 +264,21 @@ fn check_tensors(config: &AdapterConfig, file: &TensorFile) -> Result<(), String
         return Err("it has no tensors".into());
     }
     for name in file.names() {
-        let module = name.strip_prefix(PREFIX).unwrap_or_default();
-        let (is_a, partner) = match (module.strip_suffix(A_SUFFIX), module.strip_suffix(B_SUFFIX)) {
-            (Some(module), _) => (true, lora_b_key(module)),
-            (_, Some(module)) => (false, lora_a_key(module)),
+        let path = name.strip_prefix(PREFIX).unwrap_or_default();
+        let shape = file.get(name).map_err(|e| e.to_string())?.shape;
+        let ends = [A_SUFFIX, B_SUFFIX, MAGNITUDE_SUFFIX];
+        let found = ends.iter().find_map(|end| Some((*end, path.strip_suffix(end)?)));
+        let (module, partner, rank) = match found {
+            Some((A_SUFFIX, module)) => (module, lora_b_key(module), shape.first()),
+            Some((B_SUFFIX, module)) => (module, lora_a_key(module), shape.get(1)),
+            Some((_, module)) if config.use_dora => (module, lora_a_key(module), None),
             _ => return Err(format!("the tensor {name:?} is not supported")),
         };
         if !file.contains(&partner) {
             return Err(format!("the tensor {name:?} has no partner {partner:?}"));
         }
-        let shape = file.get(name).map_err(|e| e.to_string())?.shape;
-        let rank = match (&shape[..], is_a) {
-            (&[rank, _], true) | (&[_, rank], false) => u32::try_from(rank).ok(),
-            _ => None,
-        };
-        if rank != Some(config.r) {
-            let r = config.r;
+        let r = config.rank_of(module);
+        if rank.is_some_and(|rank| *rank != r as usize) {
             return Err(format!("the tensor {name:?} has shape {shape:?}, but r is {r}"));
         }
     }

@@ -69,11 +69,10 @@ fn settings_that_we_do_not_honour_are_refused_by_name() {
         ("peft_type", json!("IA3")),
         ("task_type", json!("SEQ_CLS")),
         ("bias", json!("lora_only")),
-        ("use_dora", json!(true)),
-        ("use_rslora", json!(true)),
         ("modules_to_save", json!(["lm_head"])),
-        ("rank_pattern", json!({ "q_proj": 4 })),
-        ("alpha_pattern", json!({ "q_proj": 4 })),
+        ("rank_pattern", json!({ "q_proj": 0 })),
+        ("rank_pattern", json!({ "layers.[01].*": 4 })),
+        ("alpha_pattern", json!({ "(q|k)_proj": 4 })),
         ("layers_to_transform", json!([0])),
         ("init_lora_weights", json!("pissa")),
         ("target_modules", json!("all-linear")),
@@ -87,6 +86,20 @@ fn settings_that_we_do_not_honour_are_refused_by_name() {
         let message = AdapterConfig::from_json(config.to_string().as_bytes()).unwrap_err();
         assert!(message.contains(field), "{field}: {message}");
     }
+}
+
+#[test]
+fn the_first_pattern_that_fits_a_module_counts_as_in_peft() {
+    let mut text = small_config().to_json().to_string();
+    let whole = r#""rank_pattern":{"layers.0.self_attn.q_proj":8,"q_proj":4,"roj":3}"#;
+    text = text.replace(r#""rank_pattern":{}"#, whole);
+    let config = AdapterConfig::from_json(text.as_bytes()).unwrap();
+    assert_eq!(config.rank_of(QUERY), 8);
+    assert_eq!(config.rank_of("model.layers.1.self_attn.q_proj"), 4);
+    assert_eq!(config.rank_of("model.layers.1.self_attn.k_proj"), 2);
+    // Written and read, the order stays.
+    let again = AdapterConfig::from_json(config.to_json().to_string().as_bytes()).unwrap();
+    assert_eq!(again.rank_of(QUERY), 8);
 }
 
 #[test]

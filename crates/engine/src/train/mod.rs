@@ -26,6 +26,7 @@ use domain::report::{
 };
 use model::{Adapter, Decoder, Gradients, LoraOptions};
 use tch::Tensor;
+use weights::peft::Pattern;
 
 use self::best::Best;
 use self::checkpoint::{CheckpointError, Restored, State};
@@ -399,6 +400,10 @@ fn new_adapter(plan: &TrainingPlan, decoder: &Decoder) -> Result<Adapter, RunFai
         alpha: lora.alpha,
         dropout: lora.dropout,
         target_modules: lora.target_modules.clone(),
+        rslora: lora.rslora,
+        dora: lora.dora,
+        rank_pattern: Pattern::most_specific_first(lora.rank_pattern.clone()),
+        alpha_pattern: Pattern::most_specific_first(lora.alpha_pattern.clone()),
     };
     let seed = derive(plan.hyperparameters.seed, Purpose::AdapterInit, 0, 0);
     Adapter::init(decoder, &options, seed)

@@ -1,0 +1,248 @@
+//! The LoRA family: low-rank updates of the decoder's linear layers, with rank-stabilised scale, ranks and
+//! alphas per module, and weight decomposition (DoRA).
+
+use tch::{Kind, Tensor};
+use weights::peft::{AdapterConfig, Pattern};
+
+use super::AdapterError;
+use crate::decoder::Decoder;
+use crate::layout::{GROUPS, GroupLayout, Layout, PartLayout};
+
+const KNOWN: [&str; 7] =
+    ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+
+/// What to adapt, and how.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoraOptions {
+    pub rank: i64,
+    /// The update is scaled by alpha / rank, or by alpha / √rank with `rslora`.
+    pub alpha: f64,
+    /// On the adapter's input, while training.
+    pub dropout: f64,
+    /// Names of linear layers: `q_proj`, …, `down_proj`.
+    pub target_modules: Vec<String>,
+    pub rslora: bool,
+    /// Each output of an adapted layer has a trained magnitude; the matrices turn its direction.
+    pub dora: bool,
+    /// Ranks of single modules.
+    pub rank_pattern: Pattern<u32>,
+    /// Alphas of single modules.
+    pub alpha_pattern: Pattern<f64>,
+}
+
+impl Default for LoraOptions {
+    fn default() -> Self {
+        Self {
+            rank: 16,
+            alpha: 32.0,
+            dropout: 0.0,
+            target_modules: KNOWN.map(str::to_owned).to_vec(),
+            rslora: false,
+            dora: false,
+            rank_pattern: Pattern::default(),
+            alpha_pattern: Pattern::default(),
+        }
+    }
+}
+
+impl LoraOptions {
+    /// The rank of a module, by its path.
+    pub(crate) fn rank_of(&self, module: &str) -> i64 {
+        self.rank_pattern.get(module).map_or(self.rank, i64::from)
+    }
+
+    /// What the update of a module is multiplied by.
+    pub(crate) fn scale_of(&self, module: &str) -> f64 {
+        let rank = self.rank_of(module) as f64;
+        let alpha = self.alpha_pattern.get(module).unwrap_or(self.alpha);
+        alpha / if self.rslora { rank.sqrt() } else { rank }
+    }
+
+    pub(super) fn check(&self) -> Result<(), AdapterError> {
+        let invalid = |message: String| Err(AdapterError::Invalid(message));
+        let ranks = self.rank_pattern.iter().map(|(_, rank)| i64::from(rank));
+        if let Some(rank) = ranks.chain([self.rank]).find(|rank| !(1..=1024).contains(rank)) {
+            return invalid(format!("rank {rank} is outside 1–1024"));
+        }
+        let alphas = self.alpha_pattern.iter().map(|(_, alpha)| alpha);
+        if let Some(alpha) = alphas.chain([self.alpha]).find(|a| !(a.is_finite() && *a > 0.0)) {
+            return invalid(format!("alpha {alpha} is not a positive number"));
+        }
+        if !(0.0..1.0).contains(&self.dropout) {
+            return invalid(format!("dropout {} is outside 0–1", self.dropout));
+        }
+        if self.dora && self.dropout > 0.0 {
+            return invalid("dropout is not supported with weight decomposition (DoRA)".into());
+        }
+        if self.target_modules.is_empty() {
+            return invalid("no target modules".into());
+        }
+        match self.target_modules.iter().find(|name| !KNOWN.contains(&name.as_str())) {
+            Some(name) => invalid(format!("unknown target module '{name}'; known: {KNOWN:?}")),
+            None => Ok(()),
+        }
+    }
+
+    /// A key that fits nothing is a mistake that would otherwise go unnoticed.
+    pub(super) fn check_patterns(&self, layout: &Layout) -> Result<(), AdapterError> {
+        let keys = self.rank_pattern.iter().map(|(key, _)| key);
+        for key in keys.chain(self.alpha_pattern.iter().map(|(key, _)| key)) {
+            let alone = Pattern::most_specific_first([(key.to_owned(), ())]);
+            if !layout.parts().any(|(_, part)| alone.get(&part.module).is_some()) {
+                let message = format!("the pattern '{key}' fits no adapted module of this model");
+                return Err(AdapterError::Invalid(message));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn to_config(&self, base_model: &str) -> AdapterConfig {
+        let (rank, targets) = (self.rank as u32, &self.target_modules);
+        AdapterConfig {
+            use_rslora: self.rslora,
+            use_dora: self.dora,
+            rank_pattern: self.rank_pattern.clone(),
+            alpha_pattern: self.alpha_pattern.clone(),
+            ..AdapterConfig::lora(base_model, rank, self.alpha, self.dropout, targets)
+        }
+    }
+}
+
+impl From<AdapterConfig> for LoraOptions {
+    fn from(config: AdapterConfig) -> Self {
+        Self {
+            rank: i64::from(config.r),
+            alpha: config.lora_alpha,
+            dropout: if config.use_dora { 0.0 } else { config.lora_dropout },
+            target_modules: config.target_modules,
+            rslora: config.use_rslora,
+            dora: config.use_dora,
+            rank_pattern: config.rank_pattern,
+            alpha_pattern: config.alpha_pattern,
+        }
+    }
+}
+
+/// All matrices of an adapter, ready for use.
+#[derive(Debug)]
+pub(super) struct Lora {
+    pub options: LoraOptions,
+    pub layout: Layout,
+    pub groups: Vec<[Option<Group>; GROUPS]>,
+}
+
+/// One product's adapter.
+#[derive(Debug)]
+pub(crate) struct Group {
+    pub layout: GroupLayout,
+    /// Stacked A matrices `[R, in]`: a view of the flat buffer.
+    pub a: Tensor,
+    /// Scaled B matrices as diagonal blocks, `[out, R]`, zero elsewhere: a copy.
+    pub b: Tensor,
+    pub dora: Option<Dora>,
+}
+
+/// Weight decomposition of one product: `y = gain ⊙ (x·Wᵀ + s·(xAᵀ)Bᵀ)` with `gain = m / ‖W + sBA‖`.
+#[derive(Debug)]
+pub(crate) struct Dora {
+    /// The frozen weight `[out, in]`.
+    weight: Tensor,
+    /// ‖W‖² of each row, `[out]`.
+    squares: Tensor,
+    /// ‖W + sBA‖ of each row, `[out]`; 1 where there is no adapter. The gradient takes it as constant.
+    pub norm: Tensor,
+    /// `[out]`; 1 where there is no adapter.
+    pub gain: Tensor,
+}
+
+impl Lora {
+    pub fn assemble(
+        decoder: &Decoder,
+        options: LoraOptions,
+        layout: Layout,
+        values: &Tensor,
+    ) -> Self {
+        let group = |layer: usize, product: usize, layout: &GroupLayout| Group {
+            a: a_view(values, layout),
+            b: Tensor::zeros([layout.out_width, layout.rank], (Kind::Float, decoder.device())),
+            dora: options
+                .dora
+                .then(|| Dora::new(decoder.layers[layer].linear(product).weight.shallow_clone())),
+            layout: layout.clone(),
+        };
+        let groups = layout.layers.iter().enumerate().map(|(layer, products)| {
+            std::array::from_fn(|product| {
+                products[product].as_ref().map(|layout| group(layer, product, layout))
+            })
+        });
+        let groups = groups.collect();
+        Self { options, layout, groups }
+    }
+
+    /// Renews the scaled B blocks and the gains.
+    pub fn refresh(&mut self, values: &Tensor) {
+        for group in self.groups.iter_mut().flatten().flatten() {
+            for part in &group.layout.parts {
+                let block = b_block(&group.b, part);
+                block.shallow_clone().copy_(&(b_view(values, part) * part.scale));
+            }
+            let Some(dora) = &group.dora else { continue };
+            for part in &group.layout.parts {
+                dora.refresh(values, part, &group.a, &b_block(&group.b, part));
+            }
+        }
+    }
+
+    /// Magnitudes of a fresh adapter: the norms of the frozen rows.
+    pub fn start_magnitudes(&self, values: &Tensor) {
+        for group in self.groups.iter().flatten().flatten() {
+            let Some(dora) = &group.dora else { continue };
+            for part in &group.layout.parts {
+                let Some(mut magnitude) = magnitude_view(values, part) else { continue };
+                magnitude.copy_(&dora.squares.narrow(0, part.out_start, part.out_width).sqrt());
+            }
+        }
+    }
+}
+
+impl Dora {
+    fn new(weight: Tensor) -> Self {
+        let squares = weight.square().sum_dim_intlist(-1, false, Kind::Float);
+        let (norm, gain) = (squares.ones_like(), squares.ones_like());
+        Self { weight, squares, norm, gain }
+    }
+
+    /// Without forming BA: ‖W + B'A‖² = ‖W‖² + 2·B'·(WAᵀ) + B'·(AAᵀ)·B', row by row, with B' = sB.
+    fn refresh(&self, values: &Tensor, part: &PartLayout, a: &Tensor, b: &Tensor) {
+        let rows = |t: &Tensor| t.narrow(0, part.out_start, part.out_width);
+        let a = a.narrow(0, part.rank_start, part.rank);
+        let along = rows(&self.weight).mm(&a.tr());
+        let products = b * (along * 2.0 + b.mm(&a.mm(&a.tr())));
+        let squares = rows(&self.squares) + products.sum_dim_intlist(-1, false, Kind::Float);
+        let norm = squares.clamp_min(0.0).sqrt();
+        if let Some(magnitude) = magnitude_view(values, part) {
+            rows(&self.gain).copy_(&(magnitude / &norm));
+        }
+        rows(&self.norm).copy_(&norm);
+    }
+}
+
+/// The stacked A matrices of a product, `[R, in]`.
+pub(crate) fn a_view(flat: &Tensor, group: &GroupLayout) -> Tensor {
+    flat.narrow(0, group.a_offset, group.rank * group.in_width).view([group.rank, group.in_width])
+}
+
+/// One linear's B, `[out, rank]`.
+pub(crate) fn b_view(flat: &Tensor, part: &PartLayout) -> Tensor {
+    flat.narrow(0, part.b_offset, part.out_width * part.rank).view([part.out_width, part.rank])
+}
+
+/// One linear's magnitudes, `[out]`; none without weight decomposition.
+pub(crate) fn magnitude_view(flat: &Tensor, part: &PartLayout) -> Option<Tensor> {
+    part.magnitude_offset.map(|offset| flat.narrow(0, offset, part.out_width))
+}
+
+/// One linear's block of a product's block matrix.
+fn b_block(b: &Tensor, part: &PartLayout) -> Tensor {
+    b.narrow(0, part.out_start, part.out_width).narrow(1, part.rank_start, part.rank)
+}

@@ -1,0 +1,195 @@
+//! Adapters: what one run trains, as one flat vector, and its gradients.
+//!
+//! All trainable numbers live in one flat f32 buffer, so that the optimizer, the norm and a checkpoint see one
+//! vector. The pass through the decoder uses views of it, or copies that `refresh` renews.
+
+mod lora;
+
+use std::path::Path;
+
+use tch::{Device, Tensor, no_grad};
+use thiserror::Error;
+use weights::peft::{read_adapter, write_adapter};
+
+use self::lora::Lora;
+pub use self::lora::LoraOptions;
+pub(crate) use self::lora::{Dora, Group, a_view, b_view, magnitude_view};
+use crate::decoder::Decoder;
+use crate::layout::{GROUPS, Layout};
+
+/// An adapter that cannot be made, read or written.
+#[derive(Debug, Error)]
+pub enum AdapterError {
+    #[error("invalid adapter options: {0}")]
+    Invalid(String),
+    #[error("the adapter does not fit the model: {0}")]
+    Mismatch(String),
+    #[error(transparent)]
+    File(#[from] weights::FileError),
+}
+
+/// The adapter of one run or of one tuned model.
+#[derive(Debug)]
+pub struct Adapter {
+    values: Tensor,
+    lora: Lora,
+}
+
+impl Adapter {
+    /// A fresh adapter: A uniform in ±1/√in (Kaiming with a = √5), B zero, so that the first step starts
+    /// from the base model. The same seed gives the same matrices on every machine.
+    ///
+    /// # Errors
+    /// For options out of range.
+    pub fn init(decoder: &Decoder, options: &LoraOptions, seed: u64) -> Result<Self, AdapterError> {
+        options.check()?;
+        let layout = Layout::new(decoder.spec(), options);
+        options.check_patterns(&layout)?;
+        let mut values = vec![0.0f32; layout.len as usize];
+        let mut random = Uniform(seed);
+        for (group, part) in layout.parts() {
+            let bound = 1.0 / (group.in_width as f64).sqrt();
+            let start = part.a_offset as usize;
+            for value in &mut values[start..start + (part.rank * group.in_width) as usize] {
+                *value = ((2.0 * random.next() - 1.0) * bound) as f32;
+            }
+        }
+        let adapter = Self::assemble(decoder, options.clone(), layout, &values);
+        no_grad(|| adapter.lora.start_magnitudes(&adapter.values));
+        Ok(adapter.refreshed())
+    }
+
+    /// Reads an adapter folder in PEFT's format.
+    ///
+    /// # Errors
+    /// When the folder is damaged, asks for something that this decoder does not do, or has shapes that do
+    /// not fit the model; the message names the tensor.
+    pub fn load(decoder: &Decoder, dir: &Path) -> Result<Self, AdapterError> {
+        let (config, file) = read_adapter(dir)?;
+        let options = LoraOptions::from(config);
+        options.check()?;
+        let layout = Layout::new(decoder.spec(), &options);
+        let mut values = vec![0.0f32; layout.len as usize];
+        let tensors = layout.tensors();
+        for tensor in &tensors {
+            let found = file.get(&tensor.name)?.shape.clone();
+            if !found.iter().map(|&n| n as i64).eq(tensor.shape.iter().copied()) {
+                let (name, expected) = (&tensor.name, &tensor.shape);
+                let message = format!("{name} has shape {found:?}, expected {expected:?}");
+                return Err(AdapterError::Mismatch(message));
+            }
+            let data = file.get_f32(&tensor.name)?;
+            values[tensor.range()].copy_from_slice(&data);
+        }
+        if file.len() != tensors.len() {
+            let message = format!("it has {} tensors, expected {}", file.len(), tensors.len());
+            return Err(AdapterError::Mismatch(message));
+        }
+        Ok(Self::assemble(decoder, options, layout, &values).refreshed())
+    }
+
+    /// Writes `adapter_model.safetensors` and `adapter_config.json` into an existing folder.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn save(&self, dir: &Path, base_model: &str) -> Result<(), AdapterError> {
+        let values = Vec::<f32>::try_from(self.values.to_device(Device::Cpu))
+            .map_err(|error| AdapterError::Invalid(error.to_string()))?;
+        let tensors: Vec<_> = self
+            .lora
+            .layout
+            .tensors()
+            .into_iter()
+            .map(|tensor| {
+                let shape = tensor.shape.iter().map(|&n| n as usize).collect();
+                let range = tensor.range();
+                (tensor.name, shape, &values[range])
+            })
+            .collect();
+        Ok(write_adapter(dir, &self.lora.options.to_config(base_model), &tensors)?)
+    }
+
+    pub fn options(&self) -> &LoraOptions {
+        &self.lora.options
+    }
+
+    /// Trainable numbers.
+    #[expect(clippy::len_without_is_empty, reason = "an adapter always has parameters")]
+    pub fn len(&self) -> usize {
+        self.values.numel()
+    }
+
+    /// The flat buffer `[len]`, f32. After writing to it, call [`Adapter::refresh`].
+    pub fn values(&self) -> &Tensor {
+        &self.values
+    }
+
+    /// Takes the values of another moment, `[len]`.
+    pub fn set_values(&mut self, values: &Tensor) {
+        no_grad(|| self.values.copy_(values));
+        self.refresh();
+    }
+
+    /// Renews what is derived from the values.
+    pub fn refresh(&mut self) {
+        no_grad(|| self.lora.refresh(&self.values));
+    }
+
+    fn refreshed(mut self) -> Self {
+        self.refresh();
+        self
+    }
+
+    pub(crate) fn group(&self, layer: usize, product: usize) -> Option<&Group> {
+        self.lora.groups[layer][product].as_ref()
+    }
+
+    pub(crate) fn layout(&self) -> &Layout {
+        &self.lora.layout
+    }
+
+    /// The widest border of each product, over all layers.
+    pub(crate) fn ranks(&self) -> [i64; GROUPS] {
+        self.lora.layout.ranks()
+    }
+
+    fn assemble(decoder: &Decoder, options: LoraOptions, layout: Layout, values: &[f32]) -> Self {
+        let values = Tensor::from_slice(values).to_device(decoder.device());
+        let lora = Lora::assemble(decoder, options, layout, &values);
+        Self { values, lora }
+    }
+}
+
+/// Gradients of an adapter's values, laid out alike.
+#[derive(Debug)]
+pub struct Gradients {
+    flat: Tensor,
+}
+
+impl Gradients {
+    pub fn zeros(adapter: &Adapter) -> Self {
+        Self { flat: adapter.values.zeros_like() }
+    }
+
+    /// `[len]`, f32.
+    pub fn flat(&self) -> &Tensor {
+        &self.flat
+    }
+
+    pub fn zero(&mut self) {
+        let _ = self.flat.zero_();
+    }
+}
+
+/// Uniform numbers in [0, 1) by SplitMix64: tiny, and the same everywhere for ever.
+struct Uniform(u64);
+
+impl Uniform {
+    fn next(&mut self) -> f64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+    }
+}
