@@ -104,6 +104,7 @@ def make_case(name, case):
             # Wider than the usual start, so that every part of the network matters.
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.15)
     base.save_pretrained(folder / "model")
+    case.get("before_adapter", lambda model: None)(base)
     config = LoraConfig(
         r=RANK, lora_alpha=case["alpha"], lora_dropout=0.0, target_modules=case["targets"],
         task_type="CAUSAL_LM", **case.get("lora", {}),

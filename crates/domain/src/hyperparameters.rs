@@ -73,6 +73,8 @@ pub struct Hyperparameters {
 #[serde(default, deny_unknown_fields)]
 pub struct TrainingOptions {
     pub lora: Option<LoraRequest>,
+    /// How the base model's linear layers are kept: `nf4` takes a seventh of the memory (QLoRA).
+    pub quantization: Option<Quantization>,
     /// Absolute; wins over the multiplier.
     pub learning_rate: Option<f64>,
     pub schedule: Option<Schedule>,
@@ -147,6 +149,26 @@ pub struct LoraRequest {
     pub rank_pattern: Option<BTreeMap<String, u32>>,
     /// Alphas of single modules, likewise.
     pub alpha_pattern: Option<BTreeMap<String, f64>>,
+}
+
+/// How the frozen linear layers of a base model are kept in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Quantization {
+    #[default]
+    None,
+    /// 4-bit NormalFloat with double quantisation.
+    Nf4,
+}
+
+impl Quantization {
+    /// As in requests and on the engine's command line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Nf4 => "nf4",
+        }
+    }
 }
 
 /// How the learning rate moves after the warm-up.

@@ -27,6 +27,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::engine::Sampling;
+use crate::hyperparameters::Quantization;
 use crate::id::{CheckpointId, FileId, JobId, ModelId};
 use crate::job::MethodType;
 use crate::plan::ResolvedHyperparameters;
@@ -41,7 +42,7 @@ pub const LEASE_HEADER: &str = "x-finetuned-lease";
 pub struct ClaimRequest {
     /// Unique per worker process and slot.
     pub worker_id: String,
-    /// The base model that the slot has warm, preferred among equals.
+    /// The [variant](BaseModel::variant) that the slot has warm, preferred among equals.
     pub warm_model: Option<String>,
     /// How long the server may hold the call open, at most 30.
     pub wait_seconds: u64,
@@ -91,6 +92,25 @@ pub struct BaseModel {
     /// Hash over the manifest: the key of the worker's cache.
     pub digest: String,
     pub files: Vec<ManifestFile>,
+    /// How an engine shall hold it; not a property of the stored files.
+    #[serde(default)]
+    pub quantization: Quantization,
+}
+
+impl BaseModel {
+    /// The name of what an engine holds: a model that is quantised is another one than the same model
+    /// that is not.
+    pub fn variant(&self) -> ModelId {
+        variant(&self.id, self.quantization)
+    }
+}
+
+/// `model`, or `model@nf4`.
+pub fn variant(model: &ModelId, quantization: Quantization) -> ModelId {
+    match quantization {
+        Quantization::None => model.clone(),
+        other => format!("{model}@{}", other.as_str()).into(),
+    }
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -159,7 +179,7 @@ pub struct RunFinished {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct NextInference {
     pub worker_id: String,
-    /// Base models that this worker can answer with; the warm one first.
+    /// [Variants](BaseModel::variant) of base models that this worker can answer with; the warm one first.
     pub base_models: Vec<ModelId>,
     pub wait_seconds: u64,
 }

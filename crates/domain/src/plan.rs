@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::hyperparameters::{EarlyStopping, GradientCheckpointing, Schedule};
+use crate::hyperparameters::{EarlyStopping, GradientCheckpointing, Quantization, Schedule};
 use crate::id::JobId;
 use crate::job::MethodType;
 
@@ -33,6 +33,9 @@ pub struct ResolvedHyperparameters {
     pub gradient_checkpointing: GradientCheckpointing,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub early_stopping: Option<EarlyStopping>,
+    /// How the base model's linear layers are kept, while training and while answering.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub quantization: Quantization,
     pub lora: LoraConfig,
     pub seed: u64,
 }

@@ -16,18 +16,20 @@ use dataset::ChatTokenizer;
 use domain::engine::Reply;
 use engine::protocol::{Replies, read_commands};
 use engine::scheduler::Scheduler;
-use model::Decoder;
+use model::{Decoder, Quantization};
 use tch::{Cuda, Device};
 
 const USAGE: &str = "\
-usage: finetuned-engine --model FOLDER [--device cpu|cuda:N] [--threads N]
+usage: finetuned-engine --model FOLDER [--quantization none|nf4] [--device cpu|cuda:N]
+                        [--threads N]
 
 Trains and answers with one base model. Commands are JSON lines on standard input, replies
 JSON lines on standard output; started by a worker, not by hand.
 
-  --model FOLDER   the base model: config.json, model.safetensors, tokenizer.json, ...
-  --device DEVICE  cpu (default) or cuda:N
-  --threads N      CPU threads (default: all cores)";
+  --model FOLDER       the base model: config.json, model.safetensors, tokenizer.json, ...
+  --quantization FORM  how its linear layers are kept: none (default) or nf4
+  --device DEVICE      cpu (default) or cuda:N
+  --threads N          CPU threads (default: all cores)";
 
 const EXIT_CANNOT_START: u8 = 2;
 const EXIT_LOST: u8 = 3;
@@ -81,19 +83,23 @@ fn start(cuda: Result<bool, String>) -> Result<Option<(Decoder, ChatTokenizer)>>
     tch::set_num_interop_threads(1);
     kernels::set_threads(threads);
     let began = Instant::now();
-    let loaded = load(&options.model, device)?;
+    let loaded = load(&options.model, device, options.quantization)?;
     eprintln!("loaded {} in {:.1} s", options.model.display(), began.elapsed().as_secs_f64());
     Ok(Some(loaded))
 }
 
-fn load(folder: &Path, device: Device) -> Result<(Decoder, ChatTokenizer)> {
+fn load(
+    folder: &Path,
+    device: Device,
+    quantization: Quantization,
+) -> Result<(Decoder, ChatTokenizer)> {
     if !folder.is_dir() {
         bail!("--model {}: no such folder", folder.display());
     }
     let tokenizer = ChatTokenizer::from_folder(folder)
         .with_context(|| format!("the tokenizer of {} cannot be loaded", folder.display()))?;
     // A damaged weight file can fail inside libtorch, whose errors are panics.
-    let decoder = engine::failure::guard(|| Decoder::load(folder, device))
+    let decoder = engine::failure::guard(|| Decoder::load_as(folder, device, quantization))
         .map_err(|fault| anyhow::anyhow!(fault.message().to_owned()))
         .and_then(|loaded| Ok(loaded?))
         .with_context(|| format!("the model {} cannot be loaded", folder.display()))?;
@@ -102,6 +108,7 @@ fn load(folder: &Path, device: Device) -> Result<(Decoder, ChatTokenizer)> {
 
 struct Options {
     model: PathBuf,
+    quantization: Quantization,
     device: Device,
     threads: Option<usize>,
 }
@@ -110,6 +117,7 @@ impl Options {
     /// None when the usage is asked for.
     fn parse(mut args: impl Iterator<Item = String>) -> Result<Option<Self>> {
         let (mut model, mut device, mut threads) = (None, Device::Cpu, None);
+        let mut quantization = Quantization::None;
         while let Some(name) = args.next() {
             if matches!(name.as_str(), "-h" | "--help") {
                 return Ok(None);
@@ -118,13 +126,22 @@ impl Options {
             let value = || value.with_context(|| format!("{name} needs a value; see --help"));
             match name.as_str() {
                 "--model" => model = Some(PathBuf::from(value()?)),
+                "--quantization" => quantization = parse_quantization(&value()?)?,
                 "--device" => device = parse_device(&value()?)?,
                 "--threads" => threads = Some(parse_threads(&value()?)?),
                 _ => bail!("unknown argument '{name}'; see --help"),
             }
         }
         let model = model.context("--model is missing; see --help")?;
-        Ok(Some(Self { model, device, threads }))
+        Ok(Some(Self { model, quantization, device, threads }))
+    }
+}
+
+fn parse_quantization(text: &str) -> Result<Quantization> {
+    match text {
+        "none" => Ok(Quantization::None),
+        "nf4" => Ok(Quantization::Nf4),
+        _ => bail!("--quantization {text}: expected none or nf4"),
     }
 }
 
@@ -189,6 +206,7 @@ mod tests {
             (&["--model"], "--model needs a value"),
             (&["--model", "m", "--device", "gpu"], "expected cpu or cuda:N"),
             (&["--model", "m", "--threads", "0"], "from 1 to 1024"),
+            (&["--model", "m", "--quantization", "fp4"], "expected none or nf4"),
             (&["--model", "m", "--fast", "1"], "unknown argument '--fast'"),
         ] {
             let Err(error) = parse(args) else { panic!("{args:?} was accepted") };

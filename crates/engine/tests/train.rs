@@ -5,7 +5,9 @@ mod common;
 use std::fs;
 
 use common::{Folder, Tiny, bytes, plan};
-use domain::hyperparameters::{EarlyStopping, GradientCheckpointing, Schedule};
+use domain::hyperparameters::{
+    EarlyStopping, GradientCheckpointing, Quantization, Schedule,
+};
 use domain::report::{CheckpointKind, RunReport};
 use engine::train::Happened;
 
@@ -57,6 +59,23 @@ fn stop_and_resume_end_with_the_bytes_of_an_undisturbed_run() {
         let (a, b) = (bytes(&straight.last_dir(), name), bytes(&second.last_dir(), name));
         assert!(a == b, "{name} differs");
     }
+}
+
+#[test]
+fn a_run_on_a_quantised_base_learns_and_wants_the_same_base() {
+    let (tiny, output) = (Tiny::load_as(model::Quantization::Nf4), Folder::new());
+    let quantised = |name: &str| {
+        let mut plan = plan(&output, name);
+        plan.hyperparameters.quantization = Quantization::Nf4;
+        plan
+    };
+    let outcome = tiny.finish(quantised("nf4"));
+    assert_eq!(outcome.end, Some(Happened::Finished), "{:?}", outcome.failure);
+    let losses = outcome.losses();
+    assert!(losses[19] < losses[0] / 2.0, "{losses:?}");
+
+    let failure = Tiny::load().begin(quantised("dense")).unwrap_err();
+    assert_eq!(failure.param.as_deref(), Some("quantization"));
 }
 
 #[test]

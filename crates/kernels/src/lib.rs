@@ -13,6 +13,7 @@ mod attention;
 mod cross_entropy;
 mod cuda;
 mod dropout;
+mod nf4;
 mod norm;
 pub mod reference;
 mod rope;
@@ -25,6 +26,7 @@ pub use attention::{AttentionShape, attention, attention_backward, cached_attent
 pub use cross_entropy::{TokenLoss, cross_entropy_, cross_entropy_loss};
 pub use cuda::load_cuda;
 pub use dropout::dropout;
+pub use nf4::{Nf4, nf4_dequantise};
 pub use norm::{rms_norm, rms_norm_backward};
 pub use rope::{Rotary, rotate_};
 pub use swiglu::{swiglu, swiglu_backward_};

@@ -4,7 +4,8 @@
 
 use tch::{IndexOp, Kind, Tensor};
 
-use crate::{AdamW, AttentionShape, Rotary, TokenLoss};
+use crate::nf4::{BLOCK, NESTED_BLOCK};
+use crate::{AdamW, AttentionShape, Nf4, Rotary, TokenLoss};
 
 fn write(target: &Tensor, value: &Tensor) {
     // tch wants a mutable handle for what is one shared tensor.
@@ -164,4 +165,19 @@ pub fn cached_attention(
     let scores = (q.matmul(&k.mt()) * shape.scale).masked_fill(&mask, f64::NEG_INFINITY);
     let o = scores.softmax(-1, Kind::Float).matmul(&v).transpose(0, 1);
     write(out, &o.reshape([new, -1]));
+}
+
+pub fn nf4_dequantise(weight: &Nf4, out: &Tensor) {
+    let len = out.numel() as i64;
+    let upper = weight.codes.divide_scalar_mode(16, "floor");
+    let lower = weight.codes.remainder(16);
+    let codes = Tensor::stack(&[upper, lower], 1).view(-1).narrow(0, 0, len);
+    let levels = weight.levels.index_select(0, &codes.to_kind(Kind::Int64));
+    let spread = |values: &Tensor, each: usize, count: i64| {
+        values.repeat_interleave_self_int(each as i64, 0, None).narrow(0, 0, count)
+    };
+    let absmax = weight.absmax_levels.index_select(0, &weight.absmax.to_kind(Kind::Int64));
+    let nested = spread(&weight.nested_absmax, NESTED_BLOCK, absmax.size()[0]);
+    let absmax = absmax * nested + f64::from(weight.offset);
+    write(&out.view(-1), &(levels * spread(&absmax, BLOCK, len)));
 }

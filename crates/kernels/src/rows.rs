@@ -69,6 +69,14 @@ impl Rows {
     }
 }
 
+/// The bytes of a contiguous `u8` tensor on the CPU.
+pub(crate) fn bytes(tensor: &Tensor) -> &[u8] {
+    assert_eq!((tensor.kind(), tensor.device()), (Kind::Uint8, Device::Cpu), "CPU bytes only");
+    assert!(tensor.is_contiguous());
+    // SAFETY: memory of a live tensor, as long as it has elements, which nobody writes: codes are constant.
+    unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), tensor.numel()) }
+}
+
 /// Runs `work` for every row index, in contiguous runs of rows, one run per thread. Rows below
 /// `MIN_ROWS` stay on the calling thread: waking others would cost more.
 pub(crate) fn for_rows(rows: usize, work: impl Fn(usize) + Send + Sync) {

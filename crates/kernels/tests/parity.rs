@@ -221,3 +221,23 @@ fn a_single_bad_number_shows_in_the_norm() {
         assert!(!kernels::sum_of_squares(&x).is_finite());
     }
 }
+
+#[test]
+fn quantised_weights_come_back_with_the_same_bits() {
+    for len in [64, 1, 63, 130, 64 * 300 + 7, 64 * 1024] {
+        let bytes = |n: i64| Tensor::randint(256, [n], (Kind::Uint8, Device::Cpu));
+        let blocks = (len + 63) / 64;
+        let weight = kernels::Nf4 {
+            codes: bytes((len + 1) / 2),
+            absmax: bytes(blocks),
+            nested_absmax: random(&[(blocks + 255) / 256]),
+            offset: 0.7,
+            levels: random(&[16]),
+            absmax_levels: random(&[256]),
+        };
+        let (fast, slow) = (poison(&[len]), poison(&[len]));
+        kernels::nf4_dequantise(&weight, &fast);
+        reference::nf4_dequantise(&weight, &slow);
+        assert_eq!(fast, slow, "{len} weights");
+    }
+}

@@ -17,9 +17,11 @@ use crate::activations::{Activations, Keep, Recompute};
 use crate::adapter::{Adapter, Gradients};
 use crate::batch::{Batch, BatchError, LossSum};
 use crate::layer::{Layer, Pass};
+use crate::layout::GROUPS;
 use crate::linear::Dropout;
 use crate::load::{self, LoadError};
 use crate::spec::DecoderSpec;
+use crate::weight::Quantization;
 
 /// Rows of the head's blocks: with 49,152 tokens their logits take 50 MB, with 128,256 131 MB.
 const HEAD_ROWS: usize = 256;
@@ -55,6 +57,7 @@ pub struct Decoder {
     pub(crate) head: Tensor,
     pub(crate) rotary: Rotary,
     pub(crate) parameters: u64,
+    pub(crate) quantization: Quantization,
     /// Buffers of training passes and of evaluations, kept from batch to batch.
     pub(crate) training: RefCell<Option<Activations>>,
     pub(crate) evaluation: RefCell<Option<Activations>>,
@@ -66,7 +69,30 @@ impl Decoder {
     /// # Errors
     /// When a file is missing or damaged, the family is not supported, or a tensor has the wrong shape.
     pub fn load(dir: &Path, device: Device) -> Result<Self, LoadError> {
-        load::load(dir, device)
+        Self::load_as(dir, device, Quantization::None)
+    }
+
+    /// Loads a model folder with its linear layers kept as said. The same folder always gives the same
+    /// weights.
+    ///
+    /// # Errors
+    /// As [`Decoder::load`].
+    pub fn load_as(
+        dir: &Path,
+        device: Device,
+        quantization: Quantization,
+    ) -> Result<Self, LoadError> {
+        load::load(dir, device, quantization)
+    }
+
+    pub fn quantization(&self) -> Quantization {
+        self.quantization
+    }
+
+    /// Bytes of the linear layers' weights.
+    pub fn linear_bytes(&self) -> usize {
+        let products = self.layers.iter().flat_map(|layer| (0..GROUPS).map(|n| layer.linear(n)));
+        products.map(|linear| linear.weight.bytes()).sum()
     }
 
     pub fn spec(&self) -> &DecoderSpec {

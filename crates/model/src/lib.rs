@@ -21,6 +21,7 @@ pub mod reference;
 mod rope;
 mod sampler;
 mod spec;
+mod weight;
 
 pub use activations::Recompute;
 pub use adapter::{Adapter, AdapterError, Gradients, LoraOptions};
@@ -30,3 +31,4 @@ pub use generate::KvCache;
 pub use load::LoadError;
 pub use sampler::{Sampler, SamplerOptions};
 pub use spec::{DecoderSpec, RopeScaling};
+pub use weight::Quantization;

@@ -3,11 +3,12 @@
 use tch::{Kind, Tensor};
 
 use crate::adapter::{Dora, Gradients, Group, a_view, b_view, magnitude_view};
+use crate::weight::Weight;
 
 /// A frozen weight `[out, in]` and maybe a bias `[out]`.
 #[derive(Debug)]
 pub(crate) struct Linear {
-    pub weight: Tensor,
+    pub weight: Weight,
     pub bias: Option<Tensor>,
 }
 
@@ -65,9 +66,9 @@ impl Linear {
             return;
         }
         if accumulate {
-            let _ = y.addmm_(x, &self.weight.tr());
+            let _ = y.addmm_(x, &self.weight.dense().tr());
         } else {
-            let _ = x.mm_out(&y, &self.weight.tr());
+            let _ = x.mm_out(&y, &self.weight.dense().tr());
         }
         if let Some(bias) = &self.bias {
             let _ = y.g_add_(bias);
@@ -91,7 +92,7 @@ impl Linear {
     fn decomposed(&self, x: &Tensor, group: &Group, s: &Tensor) -> Tensor {
         let s = s.narrow(1, 0, group.layout.rank);
         let _ = x.mm_out(&s, &group.a.tr());
-        let mut product = x.mm(&self.weight.tr());
+        let mut product = x.mm(&self.weight.dense().tr());
         let _ = product.addmm_(&s, &group.b.tr());
         product
     }
@@ -114,7 +115,7 @@ impl Linear {
         });
         let dy = decomposed.as_ref().unwrap_or(dy);
         if let Some(dx) = dx {
-            let _ = dy.mm_out(dx, &self.weight);
+            let _ = dy.mm_out(dx, &self.weight.dense());
         }
         let Some((group, saved)) = adapter else { return };
         let flat = gradients.flat();

@@ -14,6 +14,7 @@ use crate::layer::Layer;
 use crate::linear::Linear;
 use crate::rope::inverse_frequencies;
 use crate::spec::DecoderSpec;
+use crate::weight::{Quantization, Scratch, Weight};
 
 /// A model folder that cannot be used.
 #[derive(Debug, Error)]
@@ -33,14 +34,20 @@ pub enum LoadError {
 /// Rotary tables for longer contexts than this are cut: 128 MB for head_dim 128 would be the next step.
 const MAX_POSITIONS: usize = 131_072;
 
-pub(crate) fn load(dir: &Path, device: Device) -> Result<Decoder, LoadError> {
+pub(crate) fn load(
+    dir: &Path,
+    device: Device,
+    quantization: Quantization,
+) -> Result<Decoder, LoadError> {
     let path = dir.join("config.json");
     let text = std::fs::read_to_string(&path)
         .map_err(|source| LoadError::Read { path: path.display().to_string(), source })?;
     let config = serde_json::from_str(&text)
         .map_err(|error| LoadError::Config(format!("{}: {error}", path.display())))?;
     let spec = read_config(&config)?;
-    let mut source = Source { file: TensorFile::open_folder(dir)?, device, parameters: 0 };
+    let file = TensorFile::open_folder(dir)?;
+    let scratch = Scratch::new(device);
+    let mut source = Source { file, device, parameters: 0, quantization, scratch };
     let (v, d) = (spec.vocab_size as i64, spec.hidden_size as i64);
     let embedding = source.tensor("model.embed_tokens.weight", &[v, d])?;
     let layers = (0..spec.num_hidden_layers)
@@ -63,6 +70,7 @@ pub(crate) fn load(dir: &Path, device: Device) -> Result<Decoder, LoadError> {
         head,
         rotary,
         parameters: source.parameters,
+        quantization,
         training: RefCell::new(None),
         evaluation: RefCell::new(None),
     })
@@ -73,10 +81,18 @@ struct Source {
     file: TensorFile,
     device: Device,
     parameters: u64,
+    quantization: Quantization,
+    /// Of the quantised weights.
+    scratch: Scratch,
 }
 
 impl Source {
     fn tensor(&mut self, name: &str, shape: &[i64]) -> Result<Tensor, LoadError> {
+        let values = self.values(name, shape)?;
+        Ok(Tensor::from_slice(&values).view(shape).to_device(self.device))
+    }
+
+    fn values(&mut self, name: &str, shape: &[i64]) -> Result<Vec<f32>, LoadError> {
         let found = self.file.get(name)?.shape.clone();
         if !found.iter().map(|&n| n as i64).eq(shape.iter().copied()) {
             let name = name.to_owned();
@@ -84,7 +100,7 @@ impl Source {
         }
         let values = self.file.get_f32(name)?;
         self.parameters += values.len() as u64;
-        Ok(Tensor::from_slice(&values).view(shape).to_device(self.device))
+        Ok(values)
     }
 
     /// Several linears with one input, stacked into one.
@@ -95,21 +111,36 @@ impl Source {
         in_width: usize,
         bias: bool,
     ) -> Result<Linear, LoadError> {
-        let mut stack = |field: &str, inner: &[i64]| -> Result<Tensor, LoadError> {
-            let tensors = parts
-                .iter()
-                .map(|(name, width)| {
-                    let shape = [&[*width as i64], inner].concat();
-                    self.tensor(&format!("{prefix}.{name}.{field}"), &shape)
-                })
-                .collect::<Result<Vec<_>, _>>()?;
-            Ok(match tensors.as_slice() {
-                [one] => one.shallow_clone(),
-                several => Tensor::cat(several, 0),
-            })
+        let named = |name: &str, field: &str| format!("{prefix}.{name}.{field}");
+        let stack = |tensors: &[Tensor]| match tensors {
+            [one] => one.shallow_clone(),
+            several => Tensor::cat(several, 0),
         };
-        let weight = stack("weight", &[in_width as i64])?;
-        let bias = if bias { Some(stack("bias", &[])?) } else { None };
+        let inner = in_width as i64;
+        let weight = match self.quantization {
+            Quantization::None => {
+                let weights = parts.iter().map(|&(name, width)| {
+                    self.tensor(&named(name, "weight"), &[width as i64, inner])
+                });
+                Weight::Dense(stack(&weights.collect::<Result<Vec<_>, _>>()?))
+            }
+            Quantization::Nf4 => {
+                let weights = parts.iter().map(|&(name, width)| {
+                    let shape = [width as i64, inner];
+                    Ok((shape[0], self.values(&named(name, "weight"), &shape)?))
+                });
+                let weights = weights.collect::<Result<Vec<_>, LoadError>>()?;
+                Weight::nf4(&weights, inner, &self.scratch)
+            }
+        };
+        let bias = if bias {
+            let biases = parts
+                .iter()
+                .map(|&(name, width)| self.tensor(&named(name, "bias"), &[width as i64]));
+            Some(stack(&biases.collect::<Result<Vec<_>, _>>()?))
+        } else {
+            None
+        };
         Ok(Linear { weight, bias })
     }
 

@@ -101,7 +101,9 @@ fn linear_with_adapter(
     which: usize,
     adapter: Option<(&Adapter, &Tensor)>,
 ) -> Tensor {
-    let base = x.matmul(&linear.weight.tr());
+    // A copy, because the dense form of a quantised weight does not last until the backward pass.
+    let weight = linear.weight.dense().copy();
+    let base = x.matmul(&weight.tr());
     let biased = |y: Tensor| linear.bias.as_ref().map_or(y.shallow_clone(), |bias| y + bias);
     let Some((adapter, flat)) = adapter else { return biased(base) };
     let Some(group) = &adapter.layout().layers[layer][which] else { return biased(base) };
@@ -116,7 +118,7 @@ fn linear_with_adapter(
         pieces.push(match magnitude_view(flat, part) {
             None => product,
             Some(magnitude) => {
-                let weight = linear.weight.narrow(0, part.out_start, part.out_width);
+                let weight = weight.narrow(0, part.out_start, part.out_width);
                 let norm = (weight + b.matmul(&a)).square().sum_dim_intlist(-1, false, Kind::Float);
                 product * (magnitude / norm.sqrt().detach())
             }

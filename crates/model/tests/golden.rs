@@ -1,19 +1,21 @@
 //! The decoder against transformers and peft: logits, loss, every adapter gradient, twenty optimizer steps,
-//! greedy tokens, and adapter files in both directions. Fixtures: `tests/golden/llama_fixture.py` and
-//! `adapters_fixture.py`.
+//! greedy tokens, and adapter files in both directions. Fixtures: `tests/golden/llama_fixture.py`,
+//! `adapters_fixture.py` and `nf4_fixture.py`.
 
 use std::path::{Path, PathBuf};
 
 use kernels::AdamW;
 use model::{
-    Adapter, Batch, Decoder, Gradients, KvCache, LoraOptions, PassOptions, Recompute, Sampler,
-    SamplerOptions,
+    Adapter, Batch, Decoder, Gradients, KvCache, LoraOptions, PassOptions, Quantization, Recompute,
+    Sampler, SamplerOptions,
 };
 use tch::{Device, IndexOp, Tensor};
 use weights::TensorFile;
 use weights::peft::{Pattern, read_adapter, write_adapter};
 
-const CASES: [&str; 4] = ["llama-tied", "llama-wide", "rslora", "dora"];
+const CASES: [&str; 5] = ["llama-tied", "llama-wide", "rslora", "dora", QLORA];
+/// Its folder holds the weights from before quantisation, its numbers are bitsandbytes' from after it.
+const QLORA: &str = "qlora";
 
 struct Case {
     folder: PathBuf,
@@ -28,7 +30,8 @@ impl Case {
     fn open(name: &str) -> Self {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
         let golden = TensorFile::open(&folder.join("golden.safetensors")).unwrap();
-        let decoder = Decoder::load(&folder.join("model"), Device::Cpu).unwrap();
+        let quantization = if name == QLORA { Quantization::Nf4 } else { Quantization::None };
+        let decoder = Decoder::load_as(&folder.join("model"), Device::Cpu, quantization).unwrap();
         let adapter = Adapter::load(&decoder, &folder.join("adapter")).unwrap();
         let (ids, labels) = (integers(&golden, "input_ids"), integers(&golden, "labels"));
         let batch = pack(&ids, &labels, &integers(&golden, "lengths"));
@@ -315,6 +318,22 @@ fn magnitudes_start_so_that_the_base_model_is_unchanged() {
     let base = case.decoder.logits(&case.batch, None).unwrap();
     let adapted = case.decoder.logits(&case.batch, Some(&fresh)).unwrap();
     assert_close("fresh", &adapted, &base, 1e-6);
+}
+
+#[test]
+fn quantised_weights_take_little_memory_and_carry_every_adapter() {
+    let case = Case::open(QLORA);
+    let dense = Decoder::load(&case.folder.join("model"), Device::Cpu).unwrap();
+    let share = case.decoder.linear_bytes() as f64 / dense.linear_bytes() as f64;
+    assert!((0.12..0.14).contains(&share), "{share} of the dense weights' bytes");
+    // Weight decomposition reads the weights too.
+    let options = LoraOptions { dora: true, ..LoraOptions::default() };
+    let adapter = Adapter::init(&case.decoder, &options, 3).unwrap();
+    let mut gradients = Gradients::zeros(&adapter);
+    let pass = PassOptions::new(0.01, 0);
+    case.decoder.forward_backward(&case.batch, &adapter, &mut gradients, pass).unwrap();
+    let (_, slow) = model::reference::loss_and_gradient(&case.decoder, &case.batch, &adapter, 0.01);
+    assert_close("autograd", gradients.flat(), &slow, 1e-5);
 }
 
 #[test]

@@ -256,6 +256,7 @@ pub(crate) fn resolve(
             .or(operator.early_stopping.as_ref())
             .filter(|_| measured.has_validation)
             .map(resolve_early_stopping),
+        quantization: job.quantization.or(operator.quantization).unwrap_or_default(),
         lora: resolve_lora(job.lora.as_ref(), operator.lora.as_ref()),
         seed,
     }

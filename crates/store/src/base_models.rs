@@ -5,6 +5,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use domain::hyperparameters::Quantization;
 use domain::id::random_suffix;
 use domain::internal::{BaseModel, ManifestFile};
 use domain::{ModelId, ProjectId};
@@ -43,7 +44,12 @@ pub struct BaseModelRow {
 impl BaseModelRow {
     /// As the workers know it.
     pub fn to_manifest(&self) -> BaseModel {
-        BaseModel { id: self.id.clone(), digest: self.digest.clone(), files: self.files.clone() }
+        BaseModel {
+            id: self.id.clone(),
+            digest: self.digest.clone(),
+            files: self.files.clone(),
+            quantization: Quantization::None,
+        }
     }
 
     /// Where a file of the manifest lies; `NotFound` for a name that is not in it.

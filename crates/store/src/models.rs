@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use domain::internal::{AdapterRef, ManifestFile};
+use domain::hyperparameters::Quantization;
+use domain::internal::{AdapterRef, BaseModel, ManifestFile};
 use domain::{JobId, ModelId};
 use sqlx::types::Json;
 use sqlx::{FromRow, PgConnection};
@@ -42,6 +43,15 @@ pub struct ModelRow {
 pub struct Resolved {
     pub base: BaseModelRow,
     pub adapter: Option<AdapterRef>,
+    /// As the base model was held while the adapter was trained.
+    pub quantization: Quantization,
+}
+
+impl Resolved {
+    /// The base model as an engine shall hold it.
+    pub fn base_model(&self) -> BaseModel {
+        BaseModel { quantization: self.quantization, ..self.base.to_manifest() }
+    }
 }
 
 #[derive(FromRow)]
@@ -106,12 +116,15 @@ struct AdapterRecord {
     checkpoint_id: String,
     digest: String,
     files: Json<Vec<ManifestFile>>,
+    quantization: Option<Json<Quantization>>,
 }
 
 async fn adapter(db: &Db, project: Option<&str>, id: &ModelId) -> Result<Option<AdapterRecord>> {
     let record = sqlx::query_as(
-        "select project_id, base_model, job_id, checkpoint_id, digest, files from models
-         where id = $1 and ($2::text is null or project_id = $2)",
+        "select m.project_id, m.base_model, m.job_id, m.checkpoint_id, m.digest, m.files,
+                d.resolved -> 'quantization' as quantization
+         from models m left join job_details d on d.job_id = m.job_id
+         where m.id = $1 and ($2::text is null or m.project_id = $2)",
     )
     .bind(id.as_str())
     .bind(project)
@@ -124,11 +137,13 @@ async fn adapter(db: &Db, project: Option<&str>, id: &ModelId) -> Result<Option<
 pub async fn resolve(db: &Db, project: &Project, id: &ModelId) -> Result<Resolved> {
     let Some(record) = adapter(db, Some(project.id.as_str()), id).await? else {
         let base = base_models::get(db, project, id).await?;
-        return Ok(Resolved { base, adapter: None });
+        return Ok(Resolved { base, adapter: None, quantization: Quantization::None });
     };
     let base = base_models::get(db, project, &record.base_model.into()).await?;
     let (digest, files) = (record.digest, record.files.0);
-    Ok(Resolved { base, adapter: Some(AdapterRef { model_id: id.clone(), digest, files }) })
+    let quantization = record.quantization.map_or(Quantization::None, |value| value.0);
+    let adapter = Some(AdapterRef { model_id: id.clone(), digest, files });
+    Ok(Resolved { base, adapter, quantization })
 }
 
 /// Where a file of a stored adapter lies; for workers, who serve all projects.

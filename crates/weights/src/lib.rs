@@ -14,6 +14,7 @@ mod files;
 pub mod gguf;
 mod import;
 mod map;
+pub mod nf4;
 pub mod peft;
 mod tensor_file;
 mod writer;

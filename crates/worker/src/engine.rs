@@ -25,7 +25,7 @@ pub struct EngineHost {
     grace: Duration,
     /// Readers use the engine, a writer exchanges it. The lock is fair, so nobody waits for ever.
     loaded: Arc<RwLock<Option<Engine>>>,
-    /// The base model that a run needs, from its claim to its end.
+    /// The variant of a base model that a run needs, from its claim to its end.
     pinned: watch::Sender<Option<ModelId>>,
 }
 
@@ -46,8 +46,8 @@ impl EngineHost {
     }
 
     /// Reserves the engine for runs on `base`; generations on others are turned away meanwhile.
-    pub fn pin(&self, base: &ModelId) -> Pin<'_> {
-        self.pinned.send_replace(Some(base.clone()));
+    pub fn pin(&self, base: &BaseModel) -> Pin<'_> {
+        self.pinned.send_replace(Some(base.variant()));
         Pin(self)
     }
 
@@ -70,7 +70,7 @@ impl EngineHost {
         let mut pinned = self.pinned.subscribe();
         let mut other_run = None;
         let claimed = pinned.wait_for(|pinned| {
-            other_run = pinned.clone().filter(|model| *model != base.id);
+            other_run = pinned.clone().filter(|model| *model != base.variant());
             other_run.is_some()
         });
         tokio::select! {
@@ -114,7 +114,8 @@ impl EngineHost {
 }
 
 fn serves(engine: &Engine, base: &BaseModel) -> bool {
-    engine.is_alive() && engine.base().digest == base.digest
+    let held = engine.base();
+    engine.is_alive() && held.digest == base.digest && held.quantization == base.quantization
 }
 
 /// The reservation of a run.

@@ -11,7 +11,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use domain::ModelId;
 use domain::engine::{GenerateRequest, GenerationEvent, GenerationFailure};
-use domain::internal::{BaseModel, InferenceTask, NextInference};
+use domain::hyperparameters::Quantization;
+use domain::internal::{BaseModel, InferenceTask, NextInference, variant};
 use tokio::sync::{Mutex, mpsc};
 use tokio::time::Instant;
 use tokio_stream::StreamExt;
@@ -23,6 +24,8 @@ use crate::supervise::EngineError;
 
 /// How long a server's list of base models counts as known.
 const LIST_AGE: Duration = Duration::from_secs(5);
+/// The forms in which an engine can hold a base model.
+const QUANTIZATIONS: [Quantization; 2] = [Quantization::None, Quantization::Nf4];
 /// Events between engine and connection.
 const EVENTS: usize = 64;
 
@@ -101,8 +104,11 @@ impl Slot {
         if let Some(pinned) = self.host.pinned() {
             return vec![pinned];
         }
-        let warm = self.host.warm().map(|model| model.id);
-        let mut models = models.to_vec();
+        let warm = self.host.warm().map(|model| model.variant());
+        let mut models: Vec<_> = models
+            .iter()
+            .flat_map(|model| QUANTIZATIONS.map(|quantization| variant(model, quantization)))
+            .collect();
         models.sort_by_key(|model| Some(model) != warm.as_ref());
         models
     }

@@ -8,6 +8,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use domain::hyperparameters::Quantization;
 use domain::internal::BaseModel;
 use tokio::process::{Child, Command};
 
@@ -38,7 +39,7 @@ impl Launch {
     /// process: the parent-death signal follows the thread that spawned, and the run-time's threads
     /// come and go.
     pub async fn spawn(&self, model: &BaseModel, model_dir: &Path) -> std::io::Result<Spawned> {
-        let mut command = self.command(model_dir);
+        let mut command = self.command(model_dir, model.quantization);
         let runtime = tokio::runtime::Handle::current();
         let (started, child) = tokio::sync::oneshot::channel();
         let (parent_needed, until_unneeded) = std::sync::mpsc::channel::<()>();
@@ -50,12 +51,12 @@ impl Launch {
             }
         })?;
         let child = child.await.map_err(std::io::Error::other)??;
-        let (model, device, pid) = (&model.id, &self.device, child.id());
+        let (model, device, pid) = (model.variant(), &self.device, child.id());
         tracing::info!(%model, device, pid, "engine started");
         Ok(Spawned { child, _parent_needed: parent_needed })
     }
 
-    fn command(&self, model_dir: &Path) -> Command {
+    fn command(&self, model_dir: &Path, quantization: Quantization) -> Command {
         let mut command = match &self.setpriv {
             Some(setpriv) => {
                 let mut command = Command::new(setpriv);
@@ -67,6 +68,7 @@ impl Launch {
         command
             .arg("--model")
             .arg(model_dir)
+            .args(["--quantization", quantization.as_str()])
             .args(["--device", &self.device])
             .args(["--threads", &self.threads.to_string()])
             // Threads that spin while they wait starve whatever shares the machine.

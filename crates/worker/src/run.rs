@@ -64,7 +64,7 @@ pub struct Run<'a> {
 impl Run<'_> {
     /// Trains until the run has ended, whatever it takes.
     pub async fn train(&mut self) -> Ending {
-        let _pin = self.host.pin(&self.claimed.base_model.id);
+        let _pin = self.host.pin(&self.claimed.base_model);
         let mut backoff = Backoff::new(self.config.retry_first, self.config.retry_longest);
         let mut crashes = 0;
         loop {

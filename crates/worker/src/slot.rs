@@ -66,7 +66,7 @@ impl Slot {
         self.client.rotate();
         let request = ClaimRequest {
             worker_id: self.worker_id.clone(),
-            warm_model: self.host.warm().map(|model| model.id.to_string()),
+            warm_model: self.host.warm().map(|model| model.variant().to_string()),
             wait_seconds: self.config.claim_wait.as_secs().clamp(1, 30),
         };
         let asked = Instant::now();

@@ -19,6 +19,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use dataset::Dataset;
+use domain::hyperparameters::Quantization;
 use domain::id::JobId;
 use domain::plan::TrainingPlan;
 use domain::report::{
@@ -114,6 +115,7 @@ impl Run {
     /// plan.
     pub fn new(prepared: Prepared, decoder: &Decoder) -> Result<Self, RunFailure> {
         let Prepared { plan, training: data, validation, fingerprint } = prepared;
+        check_base(&plan, decoder)?;
         let h = plan.hyperparameters.clone();
         let Restored { mut state, adapter, optimizer, best_values } = match &plan.resume_from {
             Some(folder) => {
@@ -391,6 +393,20 @@ impl Run {
         let every = rule.map_or(0, |rule| rule.evaluation_steps);
         self.ends_epoch() || (every > 0 && self.training.step.is_multiple_of(every))
     }
+}
+
+/// The worker starts engines for a base model in one form; another one would be another model.
+fn check_base(plan: &TrainingPlan, decoder: &Decoder) -> Result<(), RunFailure> {
+    let wanted = match plan.hyperparameters.quantization {
+        Quantization::None => model::Quantization::None,
+        Quantization::Nf4 => model::Quantization::Nf4,
+    };
+    if wanted == decoder.quantization() {
+        return Ok(());
+    }
+    let held = decoder.quantization();
+    let message = format!("The engine holds the base model as {held:?}; the job wants {wanted:?}.");
+    Err(permanent("internal_error", Some("quantization"), message))
 }
 
 fn new_adapter(plan: &TrainingPlan, decoder: &Decoder) -> Result<Adapter, RunFailure> {

@@ -13,7 +13,7 @@ use domain::job::MethodType;
 use domain::plan::{LoraConfig, ResolvedHyperparameters, TrainingPlan};
 use domain::report::{CheckpointReport, RunFailure, RunReport, StepMetrics};
 use engine::train::{Happened, Run, prepare};
-use model::Decoder;
+use model::{Decoder, Quantization};
 use serde_json::{Map, Value, json};
 use tch::Device;
 use weights::{Dtype, write_safetensors};
@@ -161,12 +161,16 @@ pub struct Tiny {
 
 impl Tiny {
     pub fn load() -> Self {
+        Self::load_as(Quantization::None)
+    }
+
+    pub fn load_as(quantization: Quantization) -> Self {
         // One thread: tests run beside each other, and threads of libtorch would only wait for
         // cores.
         tch::set_num_threads(1);
         let folder = Folder::new();
         write_model(folder.path(), None);
-        let decoder = Decoder::load(folder.path(), Device::Cpu).unwrap();
+        let decoder = Decoder::load_as(folder.path(), Device::Cpu, quantization).unwrap();
         let tokenizer = ChatTokenizer::from_folder(folder.path()).unwrap();
         Self { folder, decoder, tokenizer }
     }
@@ -276,6 +280,7 @@ pub fn plan(output: &Folder, name: &str) -> TrainingPlan {
             checkpoint_steps: 0,
             gradient_checkpointing: Default::default(),
             early_stopping: None,
+            quantization: Default::default(),
             lora: LoraConfig { rank: 8, alpha: 16.0, ..LoraConfig::default() },
             seed: 7,
         },

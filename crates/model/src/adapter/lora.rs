@@ -7,6 +7,7 @@ use weights::peft::{AdapterConfig, Pattern};
 use super::AdapterError;
 use crate::decoder::Decoder;
 use crate::layout::{GROUPS, GroupLayout, Layout, PartLayout};
+use crate::weight::Weight;
 
 const KNOWN: [&str; 7] =
     ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
@@ -146,7 +147,7 @@ pub(crate) struct Group {
 #[derive(Debug)]
 pub(crate) struct Dora {
     /// The frozen weight `[out, in]`.
-    weight: Tensor,
+    weight: Weight,
     /// ‖W‖² of each row, `[out]`.
     squares: Tensor,
     /// ‖W + sBA‖ of each row, `[out]`; 1 where there is no adapter. The gradient takes it as constant.
@@ -167,7 +168,7 @@ impl Lora {
             b: Tensor::zeros([layout.out_width, layout.rank], (Kind::Float, decoder.device())),
             dora: options
                 .dora
-                .then(|| Dora::new(decoder.layers[layer].linear(product).weight.shallow_clone())),
+                .then(|| Dora::new(decoder.layers[layer].linear(product).weight.share())),
             layout: layout.clone(),
         };
         let groups = layout.layers.iter().enumerate().map(|(layer, products)| {
@@ -187,8 +188,9 @@ impl Lora {
                 block.shallow_clone().copy_(&(b_view(values, part) * part.scale));
             }
             let Some(dora) = &group.dora else { continue };
+            let weight = dora.weight.dense();
             for part in &group.layout.parts {
-                dora.refresh(values, part, &group.a, &b_block(&group.b, part));
+                dora.refresh(&weight, values, part, &group.a, &b_block(&group.b, part));
             }
         }
     }
@@ -206,17 +208,17 @@ impl Lora {
 }
 
 impl Dora {
-    fn new(weight: Tensor) -> Self {
-        let squares = weight.square().sum_dim_intlist(-1, false, Kind::Float);
+    fn new(weight: Weight) -> Self {
+        let squares = weight.dense().square().sum_dim_intlist(-1, false, Kind::Float);
         let (norm, gain) = (squares.ones_like(), squares.ones_like());
         Self { weight, squares, norm, gain }
     }
 
     /// Without forming BA: ‖W + B'A‖² = ‖W‖² + 2·B'·(WAᵀ) + B'·(AAᵀ)·B', row by row, with B' = sB.
-    fn refresh(&self, values: &Tensor, part: &PartLayout, a: &Tensor, b: &Tensor) {
+    fn refresh(&self, weight: &Tensor, values: &Tensor, part: &PartLayout, a: &Tensor, b: &Tensor) {
         let rows = |t: &Tensor| t.narrow(0, part.out_start, part.out_width);
         let a = a.narrow(0, part.rank_start, part.rank);
-        let along = rows(&self.weight).mm(&a.tr());
+        let along = rows(weight).mm(&a.tr());
         let products = b * (along * 2.0 + b.mm(&a.mm(&a.tr())));
         let squares = rows(&self.squares) + products.sum_dim_intlist(-1, false, Kind::Float);
         let norm = squares.clamp_min(0.0).sqrt();

@@ -150,8 +150,8 @@ impl State {
     fn take(&mut self, base_models: &[ModelId], now: Instant) -> Option<InferenceTask> {
         self.take_back(now);
         let answerable = |id: &String| {
-            let model = &self.unopened.get(id)?.task.base_model.id;
-            base_models.iter().position(|candidate| candidate == model)
+            let model = self.unopened.get(id)?.task.base_model.variant();
+            base_models.iter().position(|candidate| *candidate == model)
         };
         let oldest = self.waiting.iter().position(|id| answerable(id).is_some())?;
         let is_patient = |id: &String| {
@@ -223,12 +223,18 @@ impl Delivery {
 mod tests {
     use super::*;
     use domain::engine::Sampling;
+    use domain::hyperparameters::Quantization;
     use domain::internal::BaseModel;
 
     fn task(id: &str, model: &str) -> InferenceTask {
         InferenceTask {
             id: id.to_owned(),
-            base_model: BaseModel { id: model.into(), digest: String::new(), files: Vec::new() },
+            base_model: BaseModel {
+                id: model.into(),
+                digest: String::new(),
+                files: Vec::new(),
+                quantization: Quantization::None,
+            },
             adapter: None,
             messages: Vec::new(),
             tools: Vec::new(),

@@ -48,7 +48,7 @@ pub(crate) async fn create(
     };
     let task = InferenceTask {
         id: heading.id.clone(),
-        base_model: model.base.to_manifest(),
+        base_model: model.base_model(),
         adapter: model.adapter,
         messages,
         tools: request.tools.unwrap_or_default(),

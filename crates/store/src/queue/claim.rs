@@ -72,7 +72,7 @@ pub async fn claim(
     claimed.await.unwrap_or_else(|_| Err(Error::Unavailable("the claim broke off".to_owned())))
 }
 
-/// The statement of the claim: $1 worker, $2 warm model, $3 duration of the lease.
+/// The statement of the claim: $1 worker, $2 warm model (a variant's name), $3 duration of the lease.
 pub(crate) const CLAIM: &str = "
     with turn as materialized (
         select p.id from projects p
@@ -86,7 +86,9 @@ pub(crate) const CLAIM: &str = "
         where j.project_id = (select id from turn) and j.status = 'queued'
           and j.run_after <= statement_timestamp()
         order by j.priority desc,
-                 (j.base_model is not distinct from $2
+                 (j.base_model || coalesce((select '@' || (d.resolved ->> 'quantization')
+                                            from job_details d where d.job_id = j.id), '')
+                  is not distinct from $2
                   or j.run_after < statement_timestamp() - interval '5 minutes') desc,
                  j.run_after, j.id
         limit 1 for no key update skip locked
@@ -151,7 +153,8 @@ async fn assemble(tx: &mut PgConnection, held: &Held, lease: Lease) -> Result<Cl
         None => None,
     };
     let resume_from = resume::latest(tx, id).await?.map(|record| record.to_manifest());
-    let base_model = model.to_manifest();
+    let quantization = hyperparameters.quantization;
+    let base_model = BaseModel { quantization, ..model.to_manifest() };
     Ok(ClaimedJob {
         lease,
         job,

@@ -88,6 +88,7 @@ pub fn resolved() -> ResolvedHyperparameters {
         checkpoint_steps: 0,
         gradient_checkpointing: Default::default(),
         early_stopping: None,
+        quantization: Default::default(),
         lora: LoraConfig::default(),
         seed: 42,
     }

@@ -364,7 +364,8 @@ async fn next_chat(Shared(fake): Server, Json(request): Json<NextInference>) -> 
     let wait = Duration::from_secs(request.wait_seconds);
     fake.change(|state| state.polls.push(request.clone()));
     let next = fake.when(|state| {
-        let served = |task: &InferenceTask| request.base_models.contains(&task.base_model.id);
+        let served =
+            |task: &InferenceTask| request.base_models.contains(&task.base_model.variant());
         let index = state.chats.iter().position(served)?;
         state.chats.remove(index)
     });

@@ -131,6 +131,7 @@ fn add_model(fake: &Fake, name: &str, script: Value) {
         id: name.into(),
         digest: format!("digest-of-{name}"),
         files: vec![entry("script.json", &script)],
+        quantization: Default::default(),
     };
     let files = HashMap::from([("script.json".to_owned(), script)]);
     fake.change(|state| state.models.push((model, files)));
@@ -151,6 +152,7 @@ fn hyperparameters() -> ResolvedHyperparameters {
         checkpoint_steps: 2,
         gradient_checkpointing: Default::default(),
         early_stopping: None,
+        quantization: Default::default(),
         lora: LoraConfig::default(),
         seed: 1,
     }

@@ -1,0 +1,149 @@
+//! Frozen weights of linear layers: dense, or quantised and made dense for one product at a time.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use kernels::{Nf4, nf4_dequantise};
+use tch::{Device, Kind, Tensor};
+use weights::nf4;
+
+/// How a base model's linear layers are kept. Embedding, head, norms and biases stay as they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Quantization {
+    #[default]
+    None,
+    /// 4-bit NormalFloat in blocks of 64 with double quantisation, as in QLoRA.
+    Nf4,
+}
+
+/// A weight `[out, in]`.
+#[derive(Debug)]
+pub(crate) enum Weight {
+    Dense(Tensor),
+    Nf4(Quantised),
+}
+
+/// Several linears' weights, stacked, each quantised by itself.
+#[derive(Debug)]
+pub(crate) struct Quantised {
+    parts: Vec<(i64, Nf4)>,
+    in_width: i64,
+    scratch: Scratch,
+}
+
+/// The one buffer in which all quantised weights of a model become dense, one after the other; as large as
+/// the largest of them.
+#[derive(Debug, Clone)]
+pub(crate) struct Scratch(Arc<Mutex<Tensor>>);
+
+impl Scratch {
+    pub fn new(device: Device) -> Self {
+        Self(Arc::new(Mutex::new(Tensor::empty([0], (Kind::Float, device)))))
+    }
+
+    fn matrix(&self, rows: i64, columns: i64) -> Tensor {
+        let mut buffer = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if (buffer.numel() as i64) < rows * columns {
+            *buffer = Tensor::empty([rows * columns], (Kind::Float, buffer.device()));
+        }
+        buffer.narrow(0, 0, rows * columns).view([rows, columns])
+    }
+}
+
+impl Weight {
+    /// Quantises linears' weights, `(rows, row-major values)` each.
+    pub fn nf4(parts: &[(i64, Vec<f32>)], in_width: i64, scratch: &Scratch) -> Self {
+        let device = scratch.matrix(0, 0).device();
+        let parts = parts.iter().map(|(rows, values)| (*rows, quantise(values, device))).collect();
+        Self::Nf4(Quantised { parts, in_width, scratch: scratch.clone() })
+    }
+
+    /// The weight as products take it, `[out, in]`. Of a quantised one this is a buffer that the next call
+    /// of any weight of the model overwrites.
+    pub fn dense(&self) -> Tensor {
+        let quantised = match self {
+            Self::Dense(weight) => return weight.shallow_clone(),
+            Self::Nf4(quantised) => quantised,
+        };
+        let rows = quantised.parts.iter().map(|(rows, _)| rows).sum();
+        let dense = quantised.scratch.matrix(rows, quantised.in_width);
+        let mut start = 0;
+        for (rows, part) in &quantised.parts {
+            nf4_dequantise(part, &dense.narrow(0, start, *rows));
+            start += rows;
+        }
+        dense
+    }
+
+    /// Another handle of the same weight.
+    pub fn share(&self) -> Self {
+        let quantised = match self {
+            Self::Dense(weight) => return Self::Dense(weight.shallow_clone()),
+            Self::Nf4(quantised) => quantised,
+        };
+        let share = |part: &Nf4| Nf4 {
+            codes: part.codes.shallow_clone(),
+            absmax: part.absmax.shallow_clone(),
+            nested_absmax: part.nested_absmax.shallow_clone(),
+            offset: part.offset,
+            levels: part.levels.shallow_clone(),
+            absmax_levels: part.absmax_levels.shallow_clone(),
+        };
+        let parts = quantised.parts.iter().map(|(rows, part)| (*rows, share(part))).collect();
+        let (in_width, scratch) = (quantised.in_width, quantised.scratch.clone());
+        Self::Nf4(Quantised { parts, in_width, scratch })
+    }
+
+    /// Bytes that it occupies, the shared buffer apart.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Dense(weight) => weight.numel() * 4,
+            Self::Nf4(quantised) => {
+                let bytes = |(_, part): &(i64, Nf4)| {
+                    part.codes.numel() + part.absmax.numel() + 4 * part.nested_absmax.numel()
+                };
+                quantised.parts.iter().map(bytes).sum()
+            }
+        }
+    }
+}
+
+fn quantise(values: &[f32], device: Device) -> Nf4 {
+    let quantised = nf4::quantise(values, torch_mean);
+    Nf4 {
+        codes: Tensor::from_slice(&quantised.codes).to_device(device),
+        absmax: Tensor::from_slice(&quantised.absmax).to_device(device),
+        nested_absmax: Tensor::from_slice(&quantised.nested_absmax).to_device(device),
+        offset: quantised.offset,
+        levels: Tensor::from_slice(&nf4::LEVELS).to_device(device),
+        absmax_levels: Tensor::from_slice(&nf4::ABSMAX_LEVELS[..]).to_device(device),
+    }
+}
+
+/// As bitsandbytes takes it, to the last bit; on one thread, because the order of the sum depends on their
+/// number and a model must not.
+fn torch_mean(values: &[f32]) -> f32 {
+    let threads = tch::get_num_threads();
+    tch::set_num_threads(1);
+    let mean = Tensor::from_slice(values).mean(Kind::Float).double_value(&[]) as f32;
+    tch::set_num_threads(threads);
+    mean
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ::weights::TensorFile;
+
+    /// The offset is a mean, whose last bit is the order of the sum.
+    #[test]
+    fn offsets_are_those_of_bitsandbytes() {
+        let path = "../weights/tests/fixtures/nf4/nf4.safetensors";
+        let golden = TensorFile::open(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(path));
+        let golden = golden.unwrap();
+        for name in ["single", "half", "short"] {
+            let floats = |what: &str| golden.get_f32(&format!("{name}.{what}")).unwrap();
+            let ours = quantise(&floats("weight"), Device::Cpu);
+            assert_eq!(ours.offset.to_bits(), floats("offset")[0].to_bits(), "{name}");
+        }
+    }
+}
