@@ -116,5 +116,5 @@ def test_a_file_of_another_purpose_is_refused(client):
 def test_what_the_server_cannot_do_is_said(client, training_file):
     with pytest.raises(openai.BadRequestError) as caught:
         client.fine_tuning.jobs.create(
-            model=BASE_MODEL, training_file=training_file.id, method={"type": "dpo"})
+            model=BASE_MODEL, training_file=training_file.id, method={"type": "reinforcement"})
     assert caught.value.message

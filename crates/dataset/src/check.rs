@@ -9,13 +9,12 @@ use std::path::Path;
 
 use rayon::prelude::*;
 
-use crate::error::TemplateError;
 use crate::format::Format;
+use crate::inspect::{Finding, RawRow, inspect};
 use crate::lines::{Line, LineSplitter};
 use crate::mask::Example;
 use crate::order::Dataset;
 use crate::problem::{Problem, ProblemList, code};
-use crate::row::{Conversation, read_row};
 use crate::stats::{RowCounts, Stats};
 use crate::tokenizer::ChatTokenizer;
 
@@ -41,6 +40,8 @@ impl FileRole {
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     pub role: FileRole,
+    /// What every row must be.
+    pub format: Format,
     pub min_examples: u64,
     /// Examples are cut to this many tokens.
     pub max_seq_len: usize,
@@ -51,9 +52,10 @@ pub struct Limits {
 }
 
 impl Limits {
-    pub fn new(role: FileRole, max_seq_len: usize) -> Self {
+    pub fn new(role: FileRole, format: Format, max_seq_len: usize) -> Self {
         let min_examples = if role == FileRole::Training { 10 } else { 1 };
-        Self { role, min_examples, max_seq_len, max_line_bytes: 4 << 20, max_problems: 1000 }
+        let (max_line_bytes, max_problems) = (4 << 20, 1000);
+        Self { role, format, min_examples, max_seq_len, max_line_bytes, max_problems }
     }
 }
 
@@ -71,21 +73,6 @@ pub struct Checked {
 const BATCH_BYTES: usize = 256 << 10;
 const BATCH_ROWS: usize = 1024;
 
-struct Row {
-    number: u64,
-    /// Where the row begins in the file, in bytes.
-    offset: u64,
-    bytes: Vec<u8>,
-}
-
-/// What was found in one line.
-struct Finding {
-    number: u64,
-    format: Option<Format>,
-    problems: ProblemList,
-    example: Option<Example>,
-}
-
 /// Checks a file that is pushed in chunks of any size.
 pub struct Checker<'t> {
     splitter: LineSplitter,
@@ -96,7 +83,7 @@ pub struct Checker<'t> {
 struct Rows<'t> {
     tokenizer: &'t ChatTokenizer,
     limits: Limits,
-    batch: Vec<Row>,
+    batch: Vec<RawRow>,
     batch_bytes: usize,
     /// The format of the first row that has one.
     found: Option<Format>,
@@ -154,7 +141,7 @@ impl Rows<'_> {
             Line::Whole { number, offset, bytes } => {
                 self.stats.n_examples += 1;
                 self.batch_bytes += bytes.len();
-                self.batch.push(Row { number, offset, bytes: bytes.to_vec() });
+                self.batch.push(RawRow { number, offset, bytes: bytes.to_vec() });
                 if self.batch_bytes >= BATCH_BYTES || self.batch.len() >= BATCH_ROWS {
                     self.flush();
                 }
@@ -174,34 +161,38 @@ impl Rows<'_> {
         self.batch_bytes = 0;
         let (tokenizer, limits) = (self.tokenizer, self.limits);
         let findings: Vec<Finding> =
-            rows.into_par_iter().map(|row| check_row(tokenizer, limits, &row)).collect();
+            rows.into_par_iter().map(|row| inspect(tokenizer, limits, &row)).collect();
         for finding in findings {
             self.take(finding);
         }
     }
 
     fn take(&mut self, finding: Finding) {
+        let expected = self.limits.format;
         if self.found.is_none() {
             self.found = finding.format;
-            if let Some(found) = finding.format.filter(|&format| format != Format::Chat) {
-                self.problems.push(unexpected_format(finding.number, found));
+            if let Some(found) = finding.format.filter(|&format| format != expected) {
+                self.problems.push(unexpected_format(finding.number, expected, found));
             }
         }
-        let foreign = finding.format.is_some_and(|format| format != Format::Chat);
+        let foreign = finding.format.is_some_and(|format| format != expected);
         if foreign && finding.format == self.found {
             // Said once for the whole file.
             return;
         }
         self.problems.append(finding.problems);
-        let Some(example) = finding.example else { return };
-        let counts = RowCounts {
-            full: example.full_len,
-            kept: example.input_ids.len(),
-            targets: example.targets(),
-        };
-        self.stats.add(finding.number, counts);
+        if finding.examples.is_empty() {
+            return;
+        }
+        self.stats.add(finding.number, counts(&finding.examples));
+        self.stats.n_old_keys += u64::from(finding.old_keys);
+        if let [a, b] = finding.examples.as_slice()
+            && a.input_ids == b.input_ids
+        {
+            self.stats.add_equal_pair(finding.number);
+        }
         if let Some(examples) = &mut self.examples {
-            examples.push(example);
+            examples.extend(finding.examples);
         }
     }
 
@@ -218,9 +209,13 @@ impl Rows<'_> {
             );
             self.problems.push(Problem::of_file(code::INVALID_N_EXAMPLES, message));
         } else if self.problems.is_empty() && self.stats.target_tokens == 0 {
+            let why = match self.limits.format {
+                Format::Preference => "of every example an answer lies",
+                _ => "every assistant message has weight 0 or lies",
+            };
             let message = format!(
-                "{name} file has no token to train on: every assistant message has weight 0 or \
-                 lies beyond the first {} tokens of its example",
+                "{name} file has no token to train on: {why} beyond the first {} tokens of its \
+                 example",
                 self.limits.max_seq_len
             );
             self.problems.push(Problem::of_file(code::NO_TARGET_TOKENS, message));
@@ -228,104 +223,50 @@ impl Rows<'_> {
     }
 }
 
-fn unexpected_format(line: u64, found: Format) -> Problem {
+/// Counts of a row by its sequences. A pair of which one answer was cut off has no targets.
+fn counts(examples: &[Example]) -> RowCounts {
+    let targets = || examples.iter().map(Example::targets);
+    RowCounts {
+        full: examples.iter().map(|example| example.full_len).sum(),
+        longest: examples.iter().map(|example| example.full_len).max().unwrap_or(0),
+        kept: examples.iter().map(|example| example.input_ids.len()).sum(),
+        targets: if targets().any(|count| count == 0) { 0 } else { targets().sum() },
+    }
+}
+
+fn unexpected_format(line: u64, expected: Format, found: Format) -> Problem {
+    let wanted = match expected {
+        Format::Preference => {
+            "'input', 'preferred_output' and 'non_preferred_output' in every example"
+        }
+        _ => "'messages' in every example",
+    };
     let hint = match found {
         Format::Preference => " (train those with method 'dpo')",
-        Format::PromptCompletion | Format::Chat => "",
+        Format::Chat => " (train those with method 'supervised')",
+        Format::PromptCompletion => "",
+    };
+    let missing = match expected {
+        Format::Preference => "input",
+        _ => "messages",
     };
     let message = format!(
-        "Unexpected file format, expected {} ('messages' in every example), but example {line} \
-         looks like {found}{hint}",
-        Format::Chat
+        "Unexpected file format, expected {expected} ({wanted}), but example {line} looks like \
+         {found}{hint}. Example {line} is missing key '{missing}'."
     );
     Problem::of_line(code::UNEXPECTED_FORMAT, line, message)
 }
 
-fn check_row(tokenizer: &ChatTokenizer, limits: Limits, row: &Row) -> Finding {
-    let mut problems = ProblemList::new(limits.max_problems);
-    let (format, conversation) = match std::str::from_utf8(&row.bytes) {
-        Ok(text) => read_row(row.number, text, &mut problems),
-        Err(error) => {
-            problems.push(invalid_utf8(row, error.valid_up_to()));
-            (None, None)
-        }
-    };
-    let example = conversation.and_then(|conversation| {
-        find_special_tokens(tokenizer, &conversation, &mut problems);
-        if !problems.is_empty() {
-            return None;
-        }
-        match tokenizer.encode_example(&conversation, limits.max_seq_len) {
-            Ok(example) => Some(example),
-            Err(error) => {
-                problems.push(not_encodable(row.number, &error));
-                None
-            }
-        }
-    });
-    Finding { number: row.number, format, problems, example }
-}
-
-fn invalid_utf8(row: &Row, at: usize) -> Problem {
-    let byte = row.bytes.get(at).copied().unwrap_or_default();
-    let utf16 = row.number == 1
-        && (row.bytes.starts_with(&[0xff, 0xfe]) || row.bytes.starts_with(&[0xfe, 0xff]));
-    let hint = if utf16 { "; the file looks like UTF-16, save it as UTF-8" } else { "" };
-    let message = format!(
-        "Example {} is not valid UTF-8: byte 0x{byte:02X} at byte {at} of the line (byte {} of the \
-         file){hint}",
-        row.number,
-        row.offset + at as u64
-    );
-    Problem::of_line(code::INVALID_UTF8, row.number, message)
-}
-
-fn find_special_tokens(
-    tokenizer: &ChatTokenizer,
-    conversation: &Conversation,
-    problems: &mut ProblemList,
-) {
-    let line = conversation.line();
-    for (index, message) in conversation.messages().iter().enumerate() {
-        let fields = message.as_object().into_iter().flatten();
-        for (key, value) in fields {
-            if let Some(token) = tokenizer.control.find_in(value) {
-                let message = format!(
-                    "Example {line}, message {} contains an invalid token: {token}",
-                    index + 1
-                );
-                let problem = Problem::of_line(code::SPECIAL_TOKEN, line, message);
-                problems.push(problem.at(format!("messages[{index}].{key}")));
-            }
-        }
-    }
-    for (index, tool) in conversation.tools().iter().enumerate() {
-        if let Some(token) = tokenizer.control.find_in(tool) {
-            let message =
-                format!("Example {line}, tool {} contains an invalid token: {token}", index + 1);
-            let problem = Problem::of_line(code::SPECIAL_TOKEN, line, message);
-            problems.push(problem.at(format!("tools[{index}]")));
-        }
-    }
-}
-
-fn not_encodable(line: u64, error: &TemplateError) -> Problem {
-    let problem = Problem::of_line(code::CHAT_TEMPLATE, line, format!("Example {line}, {error}"));
-    match error.message() {
-        Some(message) => problem.at(format!("messages[{}]", message - 1)),
-        None => problem,
-    }
-}
-
-/// Reads a checked file for training: every row as an [`Example`], in the order of lines, each cut
-/// to `max_seq_len` tokens. Fails with all problems where the file has any; the minimum number of
-/// examples is not asked for (the server has done that).
+/// Reads a checked file of rows of `format` for training: every sequence of a row as an [`Example`],
+/// in the order of lines, each cut to `max_seq_len` tokens. Fails with all problems where the file has
+/// any; the minimum number of examples is not asked for (the server has done that).
 pub fn load(
     path: &Path,
+    format: Format,
     tokenizer: &ChatTokenizer,
     max_seq_len: usize,
 ) -> Result<Dataset, Vec<Problem>> {
-    let limits = Limits { min_examples: 1, ..Limits::new(FileRole::Training, max_seq_len) };
+    let limits = Limits { min_examples: 1, ..Limits::new(FileRole::Training, format, max_seq_len) };
     let mut checker = Checker::new(tokenizer, limits);
     checker.rows.examples = Some(Vec::new());
     let unreadable = |error: std::io::Error| {
@@ -345,5 +286,8 @@ pub fn load(
         checker.push(&buffer[..read]);
     }
     let (checked, examples) = checker.finish_with_examples();
-    if checked.problems.is_empty() { Ok(Dataset::new(examples)) } else { Err(checked.problems) }
+    if !checked.problems.is_empty() {
+        return Err(checked.problems);
+    }
+    Ok(Dataset::grouped(examples, format.sequences()))
 }

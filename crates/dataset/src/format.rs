@@ -16,6 +16,11 @@ pub enum Format {
 }
 
 impl Format {
+    /// Sequences of tokens that a row becomes.
+    pub fn sequences(self) -> usize {
+        if self == Self::Preference { 2 } else { 1 }
+    }
+
     pub(crate) fn of(row: &Map<String, Value>) -> Option<Self> {
         let has = |key: &str| row.contains_key(key);
         if has("messages") {

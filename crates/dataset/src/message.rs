@@ -12,9 +12,28 @@ const KEYS: [&str; 8] =
     ["role", "content", "name", "weight", "tool_calls", "tool_call_id", "function_call", "refusal"];
 const ASSISTANT_KEYS: [&str; 3] = ["tool_calls", "function_call", "refusal"];
 
+/// A list of messages in a row: how a fault in it is named.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct MessageList {
+    pub path: &'static str,
+    /// What one of it is called, before its number.
+    pub noun: &'static str,
+}
+
+impl MessageList {
+    pub const CHAT: Self = Self { path: "messages", noun: "message" };
+    pub const INPUT: Self = Self { path: "input.messages", noun: "input message" };
+
+    /// Names message `index` (from 0), as a path and in words.
+    pub fn place(self, index: usize) -> (String, String) {
+        (format!("{}[{index}]", self.path), format!("{} {}", self.noun, index + 1))
+    }
+}
+
 /// Where a message stands, for reporting.
 struct Place<'p> {
     line: u64,
+    list: MessageList,
     index: usize,
     problems: &'p mut ProblemList,
 }
@@ -22,9 +41,10 @@ struct Place<'p> {
 impl Place<'_> {
     /// `below` is the path inside the message; `what` follows "Example 3, message 2 ".
     fn report(&mut self, code: &'static str, below: &str, what: &str) {
-        let message = format!("Example {}, message {} {what}", self.line, self.index + 1);
+        let (path, words) = self.list.place(self.index);
+        let message = format!("Example {}, {words} {what}", self.line);
         let dot = if below.is_empty() { "" } else { "." };
-        let path = format!("messages[{}]{dot}{below}", self.index);
+        let path = format!("{path}{dot}{below}");
         self.problems.push(Problem::of_line(code, self.line, message).at(path));
     }
 }
@@ -32,12 +52,13 @@ impl Place<'_> {
 /// Checks message `index` (from 0). `calls` gathers the ids and function names of earlier calls.
 pub(crate) fn check_message(
     line: u64,
+    list: MessageList,
     index: usize,
     message: &Value,
     calls: &mut HashSet<String>,
     problems: &mut ProblemList,
 ) {
-    let mut place = Place { line, index, problems };
+    let mut place = Place { line, list, index, problems };
     let Value::Object(message) = message else {
         let what = format!("is {}, but must be an object", name_of_type(message));
         return place.report(code::DATA_TYPE, "", &what);

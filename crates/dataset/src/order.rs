@@ -57,9 +57,11 @@ pub struct Cursor {
 }
 
 /// All examples of a file, in the order of its lines.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Dataset {
     pub examples: Vec<Example>,
+    /// Sequences of a row: 1, or 2 for pairs (the preferred answer first).
+    per_row: usize,
     /// The permutation in use; it saves a shuffle per step.
     current: Mutex<Option<Shuffled>>,
 }
@@ -72,21 +74,37 @@ struct Shuffled {
 }
 
 impl Dataset {
+    /// Rows of one sequence each.
     pub fn new(examples: Vec<Example>) -> Self {
-        Self { examples, current: Mutex::new(None) }
+        Self::grouped(examples, 1)
     }
 
-    /// The order of an epoch: a permutation of the indexes of `examples`.
+    /// Rows of `per_row` sequences each, one row behind the other.
+    pub fn grouped(examples: Vec<Example>, per_row: usize) -> Self {
+        Self { examples, per_row: per_row.max(1), current: Mutex::new(None) }
+    }
+
+    /// Rows: what batches are counted in.
+    pub fn rows(&self) -> usize {
+        self.examples.len() / self.per_row
+    }
+
+    /// The sequences of a row.
+    pub fn row(&self, index: usize) -> &[Example] {
+        &self.examples[index * self.per_row..(index + 1) * self.per_row]
+    }
+
+    /// The order of an epoch: a permutation of the rows.
     pub fn epoch_order(&self, seed: u64, epoch: u32) -> Vec<u32> {
-        permutation(self.examples.len(), seed, epoch)
+        permutation(self.rows(), seed, epoch)
     }
 
-    /// The indexes of the next optimizer step's examples; moves the cursor behind them.
+    /// The next optimizer step's rows; moves the cursor behind them.
     ///
     /// Batches do not reach over the end of an epoch: the last one may be short, and leaves the
     /// cursor at the beginning of the next epoch. Empty only if the data set is.
     pub fn next_batch(&self, seed: u64, cursor: &mut Cursor, batch_size: usize) -> Vec<u32> {
-        let len = self.examples.len();
+        let len = self.rows();
         if len == 0 {
             return Vec::new();
         }
@@ -105,7 +123,7 @@ impl Dataset {
 
     /// Optimizer steps of one epoch.
     pub fn steps_per_epoch(&self, batch_size: usize) -> u64 {
-        self.examples.len().div_ceil(batch_size.max(1)) as u64
+        self.rows().div_ceil(batch_size.max(1)) as u64
     }
 
     fn current_order(&self, seed: u64, epoch: u32) -> Arc<[u32]> {
@@ -113,7 +131,7 @@ impl Dataset {
         match &*current {
             Some(known)
                 if (known.seed, known.epoch) == (seed, epoch)
-                    && known.order.len() == self.examples.len() =>
+                    && known.order.len() == self.rows() =>
             {
                 known.order.clone()
             }

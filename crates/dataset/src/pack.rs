@@ -26,25 +26,66 @@ pub struct Packed {
 /// into the fullest micro-batch that has room. A longer example stands alone. Examples without
 /// tokens are left out. The same input gives the same output.
 pub fn pack(examples: &[&Example], micro_batch_tokens: usize) -> Vec<Packed> {
-    let len = |index: usize| examples[index].input_ids.len();
-    let mut order: Vec<usize> = (0..examples.len()).filter(|&index| len(index) > 0).collect();
-    order.sort_by_key(|&index| std::cmp::Reverse(len(index)));
-    let mut bins: Vec<Packed> = Vec::new();
+    let lens: Vec<usize> = examples.iter().map(|example| example.input_ids.len()).collect();
+    let bins = best_fit(&lens, micro_batch_tokens);
+    let fill = |bin: Vec<usize>| {
+        let mut packed = Packed::empty();
+        bin.into_iter().for_each(|index| packed.push(examples[index]));
+        packed
+    };
+    bins.into_iter().map(fill).collect()
+}
+
+/// A micro-batch of whole rows of several sequences, such as pairs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PackedRows {
+    pub packed: Packed,
+    /// Which of the given rows are here, in the order of their sequences.
+    pub rows: Vec<usize>,
+    /// For each sequence, where its targets end among `target_ids`.
+    pub target_ends: Vec<usize>,
+}
+
+/// As [`pack`] for rows whose sequences are compared with each other: a row is never divided. A row
+/// with a sequence that has no target has nothing to compare, and is left out.
+pub fn pack_rows(rows: &[&[Example]], micro_batch_tokens: usize) -> Vec<PackedRows> {
+    let size = |row: &&[Example]| {
+        let whole = row.iter().all(|example| example.targets() > 0);
+        if whole { row.iter().map(|example| example.input_ids.len()).sum() } else { 0 }
+    };
+    let sizes: Vec<usize> = rows.iter().map(size).collect();
+    let fill = |bin: Vec<usize>| {
+        let mut out = PackedRows { packed: Packed::empty(), ..PackedRows::default() };
+        for example in bin.iter().flat_map(|&row| rows[row]) {
+            out.packed.push(example);
+            out.target_ends.push(out.packed.target_ids.len());
+        }
+        PackedRows { rows: bin, ..out }
+    };
+    best_fit(&sizes, micro_batch_tokens).into_iter().map(fill).collect()
+}
+
+/// Divides things into bins: largest first, each into the fullest bin that has room. What is larger
+/// than a bin has one to itself; what has no size is left out.
+fn best_fit(sizes: &[usize], capacity: usize) -> Vec<Vec<usize>> {
+    let mut order: Vec<usize> = (0..sizes.len()).filter(|&index| sizes[index] > 0).collect();
+    order.sort_by_key(|&index| std::cmp::Reverse(sizes[index]));
+    let mut bins: Vec<Vec<usize>> = Vec::new();
     // (room, bin): the fullest bin with enough room is the first one from (len, 0) on.
     let mut room: BTreeSet<(usize, usize)> = BTreeSet::new();
     for index in order {
-        let needed = len(index);
+        let needed = sizes[index];
         let (free, bin) = match room.range((needed, 0)..).next().copied() {
             Some(found) => {
                 room.remove(&found);
                 found
             }
             None => {
-                bins.push(Packed { cu_seqlens: vec![0], ..Packed::default() });
-                (micro_batch_tokens.max(needed), bins.len() - 1)
+                bins.push(Vec::new());
+                (capacity.max(needed), bins.len() - 1)
             }
         };
-        bins[bin].push(examples[index]);
+        bins[bin].push(index);
         room.insert((free - needed, bin));
     }
     bins
@@ -54,6 +95,10 @@ impl Packed {
     /// Number of target tokens.
     pub fn targets(&self) -> usize {
         self.target_ids.len()
+    }
+
+    fn empty() -> Self {
+        Self { cu_seqlens: vec![0], ..Self::default() }
     }
 
     fn push(&mut self, example: &Example) {

@@ -58,6 +58,7 @@ pub mod code {
     pub const NUL_CHARACTER: &str = "nul_character";
 
     pub const DATA_TYPE: &str = "data_type";
+    pub const MISSING_KEY: &str = "missing_key";
     pub const MISSING_MESSAGES_LIST: &str = "missing_messages_list";
     pub const UNRECOGNIZED_KEY: &str = "unrecognized_key";
     pub const INVALID_TOOL: &str = "invalid_tool";

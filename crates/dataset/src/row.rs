@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use serde_json::{Map, Value};
 
 use crate::format::Format;
-use crate::message::{check_message, name_of_type};
+use crate::message::{MessageList, check_message, name_of_type};
 use crate::problem::{Problem, ProblemList, code};
 
 const ROW_KEYS: [&str; 4] = ["messages", "tools", "parallel_tool_calls", "functions"];
@@ -21,6 +21,8 @@ pub struct Conversation {
     messages: Vec<Value>,
     tools: Vec<Value>,
     trained: Vec<bool>,
+    /// Of an answer that was compared: where it begins among the messages, and its list in the row.
+    answer: Option<(usize, MessageList)>,
 }
 
 impl Conversation {
@@ -45,6 +47,40 @@ impl Conversation {
         &self.trained
     }
 
+    /// An input with one of the answers to it, which alone is trained.
+    pub(crate) fn with_answer(
+        line: u64,
+        (input, tools): (&[Value], &[Value]),
+        (list, answer): (MessageList, &[Value]),
+    ) -> Self {
+        Self {
+            line,
+            messages: [input, answer].concat(),
+            tools: tools.to_vec(),
+            trained: input.iter().map(|_| false).chain(answer.iter().map(is_assistant)).collect(),
+            answer: Some((input.len(), list)),
+        }
+    }
+
+    /// Where message `index` stands in the row, as a path and in words.
+    pub(crate) fn place(&self, index: usize) -> (String, String) {
+        match self.answer {
+            None => MessageList::CHAT.place(index),
+            Some((first, _)) if index < first => MessageList::INPUT.place(index),
+            Some((first, list)) => list.place(index - first),
+        }
+    }
+
+    /// Where the answer begins among the messages; 0 without a compared answer.
+    pub(crate) fn answer_start(&self) -> usize {
+        self.answer.map_or(0, |(first, _)| first)
+    }
+
+    /// The path of the tools in the row.
+    pub(crate) fn tools_path(&self) -> &'static str {
+        if self.answer.is_some() { "input.tools" } else { "tools" }
+    }
+
     /// Checks one row of a file. `text` is the row's JSON.
     pub fn parse(line: u64, text: &str) -> Result<Self, Vec<Problem>> {
         let mut problems = ProblemList::new(usize::MAX);
@@ -55,19 +91,30 @@ impl Conversation {
     }
 }
 
+/// Reads a row's JSON.
+pub(crate) fn read_object(
+    line: u64,
+    text: &str,
+    problems: &mut ProblemList,
+) -> Option<Map<String, Value>> {
+    match crate::json::read(line, text, problems)? {
+        Value::Object(row) => Some(row),
+        other => {
+            let message =
+                format!("Example {line} is {}, but must be a JSON object", name_of_type(&other));
+            problems.push(Problem::of_line(code::DATA_TYPE, line, message));
+            None
+        }
+    }
+}
+
 /// Reads and checks one row: what format it seems to have, and the conversation if it has no fault.
 pub(crate) fn read_row(
     line: u64,
     text: &str,
     problems: &mut ProblemList,
 ) -> (Option<Format>, Option<Conversation>) {
-    let Some(value) = crate::json::read(line, text, problems) else {
-        return (None, None);
-    };
-    let Value::Object(mut row) = value else {
-        let message =
-            format!("Example {line} is {}, but must be a JSON object", name_of_type(&value));
-        problems.push(Problem::of_line(code::DATA_TYPE, line, message));
+    let Some(mut row) = read_object(line, text, problems) else {
         return (None, None);
     };
     let format = Format::of(&row);
@@ -78,16 +125,23 @@ pub(crate) fn read_row(
         );
         return (format, None);
     }
-    check_keys(line, &row, problems);
-    let tools = take_tools(line, &mut row, problems);
+    check_keys(line, &row, &ROW_KEYS, "", problems);
+    let tools = take_tools(line, &mut row, "", problems);
     let (messages, trained) = take_messages(line, &mut row, problems);
     let whole = problems.is_empty();
-    (format, whole.then_some(Conversation { line, messages, tools, trained }))
+    (format, whole.then_some(Conversation { line, messages, tools, trained, answer: None }))
 }
 
-fn check_keys(line: u64, row: &Map<String, Value>, problems: &mut ProblemList) {
-    for key in row.keys().filter(|key| !ROW_KEYS.contains(&key.as_str())) {
-        let key = short(key);
+/// Refuses keys that have no meaning. `within` is the object's own path with its dot, or empty.
+pub(crate) fn check_keys(
+    line: u64,
+    row: &Map<String, Value>,
+    known: &[&str],
+    within: &str,
+    problems: &mut ProblemList,
+) {
+    for key in row.keys().filter(|key| !known.contains(&key.as_str())) {
+        let key = format!("{within}{}", short(key));
         let message = format!("Example {line} contains an extra \"{key}\".");
         problems.push(Problem::of_line(code::UNRECOGNIZED_KEY, line, message).at(key));
     }
@@ -95,9 +149,9 @@ fn check_keys(line: u64, row: &Map<String, Value>, problems: &mut ProblemList) {
         && !value.is_boolean()
     {
         let found = name_of_type(value);
-        let message =
-            format!("Example {line} key 'parallel_tool_calls' is {found}, but must be a boolean");
-        problems.push(Problem::of_line(code::DATA_TYPE, line, message).at("parallel_tool_calls"));
+        let key = format!("{within}parallel_tool_calls");
+        let message = format!("Example {line} key '{key}' is {found}, but must be a boolean");
+        problems.push(Problem::of_line(code::DATA_TYPE, line, message).at(key));
     }
 }
 
@@ -123,7 +177,7 @@ fn take_messages(
     };
     let mut calls = HashSet::new();
     for (index, message) in messages.iter().enumerate() {
-        check_message(line, index, message, &mut calls, problems);
+        check_message(line, MessageList::CHAT, index, message, &mut calls, problems);
     }
     if !messages.iter().any(is_assistant) {
         let message = format!("Example {line} has no assistant message");
@@ -139,9 +193,15 @@ pub(crate) fn is_assistant(message: &Value) -> bool {
     message.get("role").and_then(Value::as_str) == Some("assistant")
 }
 
-fn take_tools(line: u64, row: &mut Map<String, Value>, problems: &mut ProblemList) -> Vec<Value> {
+/// Takes the tools out of an object; `within` as in [`check_keys`].
+pub(crate) fn take_tools(
+    line: u64,
+    row: &mut Map<String, Value>,
+    within: &str,
+    problems: &mut ProblemList,
+) -> Vec<Value> {
     let mut tools = Vec::new();
-    for (key, tool) in list_of(line, "tools", row, problems).into_iter().enumerate() {
+    for (key, tool) in list_of(line, "tools", row, within, problems).into_iter().enumerate() {
         let named = tool.get("type").and_then(Value::as_str) == Some("function")
             && tool.pointer("/function/name").is_some_and(Value::is_string);
         if !named {
@@ -151,15 +211,16 @@ fn take_tools(line: u64, row: &mut Map<String, Value>, problems: &mut ProblemLis
                 key + 1
             );
             let problem = Problem::of_line(code::INVALID_TOOL, line, message);
-            problems.push(problem.at(format!("tools[{key}]")));
+            problems.push(problem.at(format!("{within}tools[{key}]")));
         }
         tools.push(tool);
     }
-    for (key, function) in list_of(line, "functions", row, problems).into_iter().enumerate() {
+    for (key, function) in list_of(line, "functions", row, within, problems).into_iter().enumerate()
+    {
         if !function.get("name").is_some_and(Value::is_string) {
             let message = format!("Example {line}, function {} has no name", key + 1);
             let problem = Problem::of_line(code::INVALID_TOOL, line, message);
-            problems.push(problem.at(format!("functions[{key}]")));
+            problems.push(problem.at(format!("{within}functions[{key}]")));
         }
         tools.push(serde_json::json!({"type": "function", "function": function}));
     }
@@ -170,6 +231,7 @@ fn list_of(
     line: u64,
     key: &str,
     row: &mut Map<String, Value>,
+    within: &str,
     problems: &mut ProblemList,
 ) -> Vec<Value> {
     match row.remove(key) {
@@ -177,6 +239,7 @@ fn list_of(
         Some(Value::Array(list)) => list,
         Some(other) => {
             let found = name_of_type(&other);
+            let key = format!("{within}{key}");
             let message = format!("Example {line} key '{key}' is {found}, but must be a list");
             problems.push(Problem::of_line(code::DATA_TYPE, line, message).at(key));
             Vec::new()

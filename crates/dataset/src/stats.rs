@@ -16,7 +16,7 @@ pub struct Stats {
     pub tokens_after_truncation: u64,
     /// Tokens that are trained on, after truncation.
     pub target_tokens: u64,
-    /// Tokens of the longest whole example.
+    /// Tokens of the longest whole sequence: an example, or one of a pair's two answers with its input.
     pub max_tokens: u64,
     /// Examples that are cut.
     pub n_truncated: u64,
@@ -26,6 +26,12 @@ pub struct Stats {
     pub n_without_targets: u64,
     /// Their lines, the first 1000.
     pub lines_without_targets: Vec<u64>,
+    /// Examples that use an older key, and are read all the same.
+    pub n_old_keys: u64,
+    /// Pairs whose two answers are the same text: they teach nothing.
+    pub n_equal_pairs: u64,
+    /// Their lines, the first 1000.
+    pub lines_of_equal_pairs: Vec<u64>,
     /// Whole examples by length, up to the longest.
     pub lengths: Vec<LengthBucket>,
 }
@@ -41,7 +47,10 @@ pub struct LengthBucket {
 /// The token counts of one row.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RowCounts {
+    /// Of all sequences of the row.
     pub full: usize,
+    /// Of its longest sequence.
+    pub longest: usize,
     pub kept: usize,
     pub targets: usize,
 }
@@ -51,7 +60,7 @@ impl Stats {
         self.tokens += row.full as u64;
         self.tokens_after_truncation += row.kept as u64;
         self.target_tokens += row.targets as u64;
-        self.max_tokens = self.max_tokens.max(row.full as u64);
+        self.max_tokens = self.max_tokens.max(row.longest as u64);
         if row.kept < row.full {
             self.n_truncated += 1;
             push_line(&mut self.truncated_lines, line);
@@ -60,12 +69,19 @@ impl Stats {
             self.n_without_targets += 1;
             push_line(&mut self.lines_without_targets, line);
         }
-        let bucket = bucket_of(row.full);
+        let bucket = bucket_of(row.longest);
         while self.lengths.len() <= bucket {
             let max_tokens = 16 << self.lengths.len();
             self.lengths.push(LengthBucket { max_tokens, examples: 0 });
         }
         self.lengths[bucket].examples += 1;
+    }
+}
+
+impl Stats {
+    pub(crate) fn add_equal_pair(&mut self, line: u64) {
+        self.n_equal_pairs += 1;
+        push_line(&mut self.lines_of_equal_pairs, line);
     }
 }
 
@@ -87,7 +103,7 @@ mod tests {
     fn lengths_fall_into_powers_of_two() {
         let mut stats = Stats::default();
         for full in [1, 16, 17, 32, 100] {
-            stats.add(1, RowCounts { full, kept: full, targets: 1 });
+            stats.add(1, RowCounts { full, longest: full, kept: full, targets: 1 });
         }
         let buckets: Vec<_> = stats.lengths.iter().map(|b| (b.max_tokens, b.examples)).collect();
         assert_eq!(buckets, [(16, 2), (32, 2), (64, 0), (128, 1)]);
@@ -96,8 +112,8 @@ mod tests {
     #[test]
     fn cut_and_empty_rows_are_named() {
         let mut stats = Stats::default();
-        stats.add(4, RowCounts { full: 10, kept: 10, targets: 2 });
-        stats.add(5, RowCounts { full: 20, kept: 12, targets: 0 });
+        stats.add(4, RowCounts { full: 10, longest: 10, kept: 10, targets: 2 });
+        stats.add(5, RowCounts { full: 20, longest: 20, kept: 12, targets: 0 });
         assert_eq!((stats.tokens, stats.tokens_after_truncation, stats.target_tokens), (30, 22, 2));
         assert_eq!((stats.n_truncated, stats.truncated_lines), (1, vec![5]));
         assert_eq!((stats.n_without_targets, stats.lines_without_targets), (1, vec![5]));

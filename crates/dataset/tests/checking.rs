@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use dataset::{
-    ChatTokenizer, Checked, Checker, Cursor, FileRole, Limits, LoadError, TokenizerParts, code,
-    load,
+    ChatTokenizer, Checked, Checker, Cursor, FileRole, Format, Limits, LoadError, TokenizerParts,
+    code, load,
 };
 use proptest::prelude::*;
 
@@ -32,7 +32,7 @@ fn data(name: &str) -> Vec<u8> {
 }
 
 fn limits() -> Limits {
-    Limits::new(FileRole::Training, 512)
+    Limits::new(FileRole::Training, Format::Chat, 512)
 }
 
 fn check_with(bytes: &[u8], limits: Limits) -> Checked {
@@ -146,7 +146,7 @@ fn a_file_needs_ten_examples() {
         checked.problems[0].message,
         "Training file has 3 example(s), but must have at least 10 examples"
     );
-    let limits = Limits::new(FileRole::Validation, 512);
+    let limits = Limits::new(FileRole::Validation, Format::Chat, 512);
     assert_eq!(found(&check_with(three.as_bytes(), limits)), []);
 }
 
@@ -244,7 +244,7 @@ fn a_tokenizer_without_chat_template_says_so() {
 #[test]
 fn load_gives_the_rows_in_order_and_resumable_batches() {
     let path = root().join("tests/data/sentiment_train.jsonl");
-    let data = load(&path, &tokenizer(), 64).unwrap();
+    let data = load(&path, Format::Chat, &tokenizer(), 64).unwrap();
     assert_eq!(data.examples.len(), 512);
     assert!(data.examples.iter().all(|example| example.input_ids.len() <= 64));
     assert!(data.examples.iter().any(|example| example.truncated));
@@ -259,9 +259,9 @@ fn load_of_a_bad_file_gives_its_problems() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("bad.jsonl");
     std::fs::write(&path, with_row("{")).unwrap();
-    let problems = load(&path, &tokenizer(), 64).unwrap_err();
+    let problems = load(&path, Format::Chat, &tokenizer(), 64).unwrap_err();
     assert_eq!((problems[0].code, problems[0].line), (code::INVALID_JSON, Some(4)));
-    let missing = load(&folder.path().join("none"), &tokenizer(), 64).unwrap_err();
+    let missing = load(&folder.path().join("none"), Format::Chat, &tokenizer(), 64).unwrap_err();
     assert_eq!(missing[0].code, code::UNREADABLE_FILE);
 }
 

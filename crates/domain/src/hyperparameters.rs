@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::preference::PreferenceRequest;
+
 /// A requested value, or the word `auto`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Auto<T> {
@@ -55,7 +57,8 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Auto<T> {
     }
 }
 
-/// OpenAI's three hyperparameters. `auto` until the files are validated, values afterwards.
+/// OpenAI's three hyperparameters, and those of the method `dpo`. `auto` until the files are validated,
+/// values afterwards.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Hyperparameters {
@@ -65,6 +68,9 @@ pub struct Hyperparameters {
     pub batch_size: Auto<u32>,
     /// Scales the learning rate that the service would choose; above 0.
     pub learning_rate_multiplier: Auto<f64>,
+    /// Of the method `dpo`, and only there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preference: Option<PreferenceRequest>,
 }
 
 /// What our extension object `finetuned` of a job's creation may set, beyond OpenAI's three. Every

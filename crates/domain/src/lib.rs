@@ -9,6 +9,7 @@ pub mod id;
 pub mod internal;
 pub mod job;
 pub mod plan;
+pub mod preference;
 pub mod report;
 
 pub use hyperparameters::{Auto, Hyperparameters, LoraRequest, TrainingOptions};
@@ -17,4 +18,5 @@ pub use id::{
 };
 pub use job::{JobStatus, MethodType};
 pub use plan::TrainingPlan;
+pub use preference::{LossType, Preference, PreferenceRequest};
 pub use report::RunReport;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::hyperparameters::{EarlyStopping, GradientCheckpointing, Quantization, Schedule};
 use crate::id::JobId;
 use crate::job::MethodType;
+use crate::preference::Preference;
 
 /// What the server decides once the files are validated; stored with the job and shown to the user.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -37,6 +38,9 @@ pub struct ResolvedHyperparameters {
     #[serde(default, skip_serializing_if = "is_default")]
     pub quantization: Quantization,
     pub lora: LoraConfig,
+    /// The loss of the method `dpo`, and only there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preference: Option<Preference>,
     pub seed: u64,
 }
 

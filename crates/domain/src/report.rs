@@ -60,6 +60,35 @@ pub struct StepMetrics {
     pub full_valid_loss: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub full_valid_mean_token_accuracy: Option<f64>,
+    /// What the method `dpo` measures beside them; its token accuracy is that of the preferred answers.
+    #[serde(flatten)]
+    pub rewards: Box<RewardMetrics>,
+}
+
+/// Means over the pairs of a step, of a validation batch, and of the whole validation file. An answer's
+/// reward is β times what the adapter added to its log-probability (for losses without a reference: β times
+/// its log-probability per token).
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RewardMetrics {
+    /// Share of pairs whose preferred answer has the higher reward.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub train_reward_accuracy: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub train_chosen_reward: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub train_rejected_reward: Option<f64>,
+    /// The difference of the two.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub train_reward_margin: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub valid_reward_accuracy: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub valid_reward_margin: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub full_valid_reward_accuracy: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub full_valid_reward_margin: Option<f64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -5,9 +5,7 @@ mod common;
 use std::fs;
 
 use common::{Folder, Tiny, bytes, plan};
-use domain::hyperparameters::{
-    EarlyStopping, GradientCheckpointing, Quantization, Schedule,
-};
+use domain::hyperparameters::{EarlyStopping, GradientCheckpointing, Quantization, Schedule};
 use domain::report::{CheckpointKind, RunReport};
 use engine::train::Happened;
 

@@ -23,7 +23,9 @@ mod swiglu;
 
 pub use adamw::{AdamW, adamw, sum_of_squares};
 pub use attention::{AttentionShape, attention, attention_backward, cached_attention};
-pub use cross_entropy::{TokenLoss, cross_entropy_, cross_entropy_loss};
+pub use cross_entropy::{
+    Factors, TargetLog, TokenLoss, cross_entropy_, cross_entropy_loss, target_logs,
+};
 pub use cuda::load_cuda;
 pub use dropout::dropout;
 pub use nf4::{Nf4, nf4_dequantise};

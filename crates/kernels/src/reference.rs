@@ -5,7 +5,7 @@
 use tch::{IndexOp, Kind, Tensor};
 
 use crate::nf4::{BLOCK, NESTED_BLOCK};
-use crate::{AdamW, AttentionShape, Nf4, Rotary, TokenLoss};
+use crate::{AdamW, AttentionShape, Factors, Nf4, Rotary, TargetLog, TokenLoss};
 
 fn write(target: &Tensor, value: &Tensor) {
     // tch wants a mutable handle for what is one shared tensor.
@@ -55,7 +55,7 @@ pub fn swiglu_backward_(gate_up: &Tensor, d_out: &Tensor) {
     write(up, &d_up);
 }
 
-pub fn cross_entropy_(logits: &Tensor, targets: &[i64], factor: f64) -> TokenLoss {
+pub fn cross_entropy_(logits: &Tensor, targets: &[i64], factors: Factors<'_>) -> TokenLoss {
     let index = Tensor::from_slice(targets).to_device(logits.device()).unsqueeze(1);
     let log_p = logits.log_softmax(-1, Kind::Float);
     let at_target = log_p.gather(1, &index, false);
@@ -64,8 +64,31 @@ pub fn cross_entropy_(logits: &Tensor, targets: &[i64], factor: f64) -> TokenLos
     let loss = -at_target.sum(Kind::Double).double_value(&[]);
     let correct = correct.int64_value(&[]) as u64;
     let ones = Tensor::full_like(&at_target, -1.0);
-    write(logits, &(log_p.exp().scatter_add(1, &index, &ones) * factor));
+    let gradient = log_p.exp().scatter_add(1, &index, &ones);
+    write(
+        logits,
+        &match factors {
+            Factors::Equal(factor) => gradient * factor,
+            Factors::Each(factors) => {
+                let factors = Tensor::from_slice(factors).to_kind(Kind::Float);
+                gradient * factors.to_device(logits.device()).unsqueeze(1)
+            }
+        },
+    );
     TokenLoss { loss, correct }
+}
+
+pub fn target_logs(logits: &Tensor, targets: &[i64]) -> Vec<TargetLog> {
+    let index = Tensor::from_slice(targets).to_device(logits.device()).unsqueeze(1);
+    let log_p = logits.log_softmax(-1, Kind::Float).gather(1, &index, false).view([-1]);
+    let top = logits.max_dim(-1, true).0;
+    let correct = logits.gather(1, &index, false).eq_tensor(&top).view([-1]);
+    let numbers = |t: &Tensor| -> Vec<f64> {
+        let t = t.to_device(tch::Device::Cpu).to_kind(Kind::Double);
+        Vec::try_from(t).expect("a vector of doubles")
+    };
+    let pairs = numbers(&log_p).into_iter().zip(numbers(&correct));
+    pairs.map(|(log_p, correct)| TargetLog { log_p, correct: correct != 0.0 }).collect()
 }
 
 pub fn adamw(values: &Tensor, grads: &Tensor, m: &Tensor, v: &Tensor, s: AdamW) {

@@ -1,7 +1,7 @@
 //! Every CPU operation against its plain-tch reference, and the backward ones against autograd, on random
 //! inputs of awkward sizes.
 
-use kernels::{AdamW, AttentionShape, Rotary, reference};
+use kernels::{AdamW, AttentionShape, Factors, Rotary, reference};
 use tch::{Device, IndexOp, Kind, Tensor};
 
 fn random(shape: &[i64]) -> Tensor {
@@ -96,8 +96,8 @@ fn cross_entropy_and_its_gradient() {
         (&mean * (n as f64 * 0.25)).backward();
         let (fast, slow, third) =
             (logits.detach().copy(), logits.detach().copy(), logits.detach().copy());
-        let loss = kernels::cross_entropy_(&fast, &targets, 0.25);
-        let expected = reference::cross_entropy_(&slow, &targets, 0.25);
+        let loss = kernels::cross_entropy_(&fast, &targets, Factors::Equal(0.25));
+        let expected = reference::cross_entropy_(&slow, &targets, Factors::Equal(0.25));
         let only = kernels::cross_entropy_loss(&third, &targets);
         let sum = mean.double_value(&[]) * n as f64;
         for got in [loss, expected, only] {
@@ -107,6 +107,32 @@ fn cross_entropy_and_its_gradient() {
         assert_close("gradient", &fast, &logits.grad(), 1e-6);
         assert_close("reference gradient", &slow, &logits.grad(), 1e-6);
     }
+}
+
+#[test]
+fn log_probabilities_and_the_gradient_of_their_weighted_sum() {
+    let (n, v) = (9, 4099);
+    let logits = (random(&[n, v]) * 5.0).set_requires_grad(true);
+    let targets: Vec<i64> = (0..n).map(|i| (i * 31 + 5) % v).collect();
+    let factors: Vec<f64> = (0..n).map(|i| 0.7 * (i as f64 - 3.0)).collect();
+    let index = Tensor::from_slice(&targets).unsqueeze(1);
+    let expected = logits.log_softmax(-1, Kind::Float).gather(1, &index, false).view([-1]);
+    let weights = Tensor::from_slice(&factors).to_kind(Kind::Float);
+    (-(&expected * weights).sum(Kind::Float)).backward();
+    let copy = || logits.detach().copy();
+    let (fast, slow) =
+        (kernels::target_logs(&copy(), &targets), reference::target_logs(&copy(), &targets));
+    for (i, (fast, slow)) in fast.iter().zip(&slow).enumerate() {
+        let golden = expected.double_value(&[i as i64]);
+        assert!((fast.log_p - golden).abs() < 2e-6 * golden.abs(), "{fast:?} against {golden}");
+        assert!((slow.log_p - golden).abs() < 2e-6 * golden.abs(), "{slow:?} against {golden}");
+        assert_eq!(fast.correct, slow.correct);
+    }
+    let (fast, slow) = (copy(), copy());
+    kernels::cross_entropy_(&fast, &targets, Factors::Each(&factors));
+    reference::cross_entropy_(&slow, &targets, Factors::Each(&factors));
+    assert_close("gradient", &fast, &logits.grad(), 1e-6);
+    assert_close("reference gradient", &slow, &logits.grad(), 1e-6);
 }
 
 #[test]

@@ -84,9 +84,11 @@ pub(crate) struct Scratch {
 const GRAIN: i64 = 128;
 
 impl Activations {
-    /// True when a batch of `tokens` with this adapter fits.
+    /// True when a batch of `tokens` with this adapter fits. Without an adapter any borders will do, so
+    /// that passes with and without one may take turns.
     pub fn fits(&self, tokens: usize, adapter: Option<&Adapter>, keep: Keep) -> bool {
-        self.capacity >= tokens as i64 && self.ranks == ranks(adapter) && self.keep == keep
+        let wide_enough = adapter.is_none() || self.ranks == ranks(adapter);
+        self.capacity >= tokens as i64 && wide_enough && self.keep == keep
     }
 
     pub fn new(

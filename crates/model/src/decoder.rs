@@ -8,8 +8,8 @@ use std::cell::RefCell;
 use std::path::Path;
 
 use kernels::{
-    AttentionShape, Rotary, TokenLoss, cross_entropy_, cross_entropy_loss, rms_norm,
-    rms_norm_backward,
+    AttentionShape, Factors, Rotary, TargetLog, TokenLoss, cross_entropy_, cross_entropy_loss,
+    rms_norm, rms_norm_backward, target_logs,
 };
 use tch::{Device, Kind, Tensor, no_grad};
 
@@ -119,6 +119,41 @@ impl Decoder {
         gradients: &mut Gradients,
         options: PassOptions,
     ) -> Result<LossSum, BatchError> {
+        self.training_pass(batch, adapter, gradients, options, |hidden, dh| {
+            self.head_backward(batch, hidden, Factors::Equal(options.scale), dh)
+        })
+    }
+
+    /// The two-phase form, for losses that are functions of the targets' log-probabilities: `coefficients`
+    /// gets those of the batch, in the order of its targets, and answers −∂loss/∂log p for each of them. The
+    /// targets' logits are computed twice, because the first time their gradient is not known yet.
+    ///
+    /// # Errors
+    /// As [`Decoder::forward_backward`].
+    pub fn forward_backward_with(
+        &self,
+        batch: &Batch,
+        adapter: &Adapter,
+        gradients: &mut Gradients,
+        options: PassOptions,
+        coefficients: impl FnOnce(&[TargetLog]) -> Vec<f64>,
+    ) -> Result<(), BatchError> {
+        self.training_pass(batch, adapter, gradients, options, |hidden, dh| {
+            let mut factors = coefficients(&self.head_logs(batch, hidden));
+            factors.iter_mut().for_each(|factor| *factor *= options.scale);
+            self.head_backward(batch, hidden, Factors::Each(&factors), dh);
+        })
+    }
+
+    /// Forward, the head's part on the last hidden state (it writes that state's gradient), backward.
+    fn training_pass<R>(
+        &self,
+        batch: &Batch,
+        adapter: &Adapter,
+        gradients: &mut Gradients,
+        options: PassOptions,
+        head: impl FnOnce(&Tensor, &Tensor) -> R,
+    ) -> Result<R, BatchError> {
         batch.check(self.spec.vocab_size, self.rotary.positions())?;
         let rate = adapter.options().dropout;
         let dropout = (rate > 0.0).then_some(Dropout { rate, seed: options.dropout_seed });
@@ -127,9 +162,7 @@ impl Decoder {
         let buffers = self.buffers(&self.training, batch.tokens(), Some(adapter), keep);
         no_grad(|| {
             self.forward(batch, &buffers, &pass);
-            let dh = &buffers.scratch.dh;
-            let hidden = buffers.hidden(self.layers.len());
-            let loss = self.head_backward(batch, hidden, options.scale, dh);
+            let loss = head(buffers.hidden(self.layers.len()), &buffers.scratch.dh);
             for (index, layer) in self.layers.iter().enumerate().rev() {
                 let (input, kept) = (buffers.hidden(index), buffers.layer(index));
                 // The last layer's are still there.
@@ -166,6 +199,19 @@ impl Decoder {
         })
     }
 
+    /// log p of every target of a batch, in their order, without dropout.
+    ///
+    /// # Errors
+    /// As [`Decoder::forward_backward`].
+    pub fn target_logs(
+        &self,
+        batch: &Batch,
+        adapter: Option<&Adapter>,
+    ) -> Result<Vec<TargetLog>, BatchError> {
+        let hidden = self.hidden_states(batch, adapter)?;
+        Ok(no_grad(|| self.head_logs(batch, &hidden)))
+    }
+
     /// Logits of every row of a batch, `[T, V]`: for tests and analysis, not for training.
     ///
     /// # Errors
@@ -195,8 +241,24 @@ impl Decoder {
         }
     }
 
-    /// Loss at the target rows of the last hidden state `[T, D]`; its gradient is written to `dh`.
-    fn head_backward(&self, batch: &Batch, hidden: &Tensor, scale: f64, dh: &Tensor) -> LossSum {
+    /// log p of the targets, from the last hidden state `[T, D]`.
+    fn head_logs(&self, batch: &Batch, hidden: &Tensor) -> Vec<TargetLog> {
+        let rows = Tensor::from_slice(&batch.target_rows).to_device(self.device);
+        let x = self.final_norm(&hidden.index_select(0, &rows)).0;
+        head_blocks(&x, &batch.target_ids)
+            .flat_map(|(x, targets)| target_logs(&x.mm(&self.head.tr()), targets))
+            .collect()
+    }
+
+    /// Loss at the target rows of the last hidden state `[T, D]`; the gradient of its sum, each part times
+    /// its factor, is written to `dh`.
+    fn head_backward(
+        &self,
+        batch: &Batch,
+        hidden: &Tensor,
+        factors: Factors<'_>,
+        dh: &Tensor,
+    ) -> LossSum {
         let mut dh = dh.shallow_clone();
         let _ = dh.zero_();
         let rows = Tensor::from_slice(&batch.target_rows).to_device(self.device);
@@ -207,7 +269,7 @@ impl Decoder {
         let mut done = 0;
         for (x, ids) in head_blocks(&x, &batch.target_ids) {
             let logits = x.mm(&self.head.tr());
-            let block = cross_entropy_(&logits, ids, scale);
+            let block = cross_entropy_(&logits, ids, factors.part(done as usize, ids.len()));
             let _ = logits.mm_out(&dx.narrow(0, done, x.size()[0]), &self.head);
             sum.loss += block.loss;
             sum.correct += block.correct;

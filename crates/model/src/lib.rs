@@ -28,6 +28,7 @@ pub use adapter::{Adapter, AdapterError, Gradients, LoraOptions};
 pub use batch::{Batch, BatchError, LossSum};
 pub use decoder::{Decoder, PassOptions};
 pub use generate::KvCache;
+pub use kernels::TargetLog;
 pub use load::LoadError;
 pub use sampler::{Sampler, SamplerOptions};
 pub use spec::{DecoderSpec, RopeScaling};

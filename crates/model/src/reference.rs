@@ -30,6 +30,18 @@ pub fn loss_and_gradient(
     (sum, flat.grad())
 }
 
+/// log p of every target, `[targets]`; with gradients when `adapter`'s flat values ask for them.
+pub fn target_logs(
+    decoder: &Decoder,
+    batch: &Batch,
+    adapter: Option<(&Adapter, &Tensor)>,
+) -> Tensor {
+    let rows = Tensor::from_slice(&batch.target_rows).to_device(decoder.device);
+    let ids = Tensor::from_slice(&batch.target_ids).to_device(decoder.device);
+    let logits = logits(decoder, batch, adapter).index_select(0, &rows);
+    logits.log_softmax(-1, Kind::Float).gather(1, &ids.unsqueeze(1), false).view([-1])
+}
+
 /// Logits of every row, `[T, V]`, document by document.
 pub fn logits(decoder: &Decoder, batch: &Batch, adapter: Option<(&Adapter, &Tensor)>) -> Tensor {
     let ids = Tensor::from_slice(&batch.input_ids).to_device(decoder.device);

@@ -13,6 +13,7 @@ use time::OffsetDateTime;
 use crate::error::{ApiError, ApiResult};
 use crate::extract::Page;
 use crate::internal::InternalApiError;
+use crate::preference;
 use crate::wire::event::{Checkpoint, CheckpointMetrics, Event};
 use crate::wire::file::File;
 use crate::wire::job::{Job, JobError, Resolved};
@@ -108,7 +109,7 @@ pub(crate) fn job(row: JobRow, now: OffsetDateTime) -> Job {
     let hyperparameters = shown_hyperparameters(&row);
     let method = json!({
         "type": row.method.as_str(),
-        row.method.as_str(): { "hyperparameters": hyperparameters },
+        row.method.as_str(): { "hyperparameters": preference::shown(&row, &hyperparameters) },
     });
     let seconds_left = row.progress.as_ref().map(|step| step.seconds_left);
     let estimated_finish = seconds_left
@@ -162,11 +163,12 @@ pub(crate) fn job(row: JobRow, now: OffsetDateTime) -> Job {
 /// As requested until the files are validated, then as resolved.
 fn shown_hyperparameters(row: &JobRow) -> Hyperparameters {
     match &row.resolved {
-        None => row.hyperparameters,
+        None => Hyperparameters { preference: None, ..row.hyperparameters },
         Some(resolved) => Hyperparameters {
             n_epochs: Auto::Value(resolved.n_epochs),
             batch_size: Auto::Value(resolved.batch_size),
             learning_rate_multiplier: Auto::Value(resolved.learning_rate_multiplier),
+            preference: None,
         },
     }
 }
@@ -202,6 +204,7 @@ pub(crate) fn checkpoint(row: CheckpointRow) -> Checkpoint {
             valid_mean_token_accuracy: metrics.valid_mean_token_accuracy,
             full_valid_loss: metrics.full_valid_loss,
             full_valid_mean_token_accuracy: metrics.full_valid_mean_token_accuracy,
+            rewards: *metrics.rewards,
         },
         step_number: row.step,
     }

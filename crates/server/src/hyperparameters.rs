@@ -5,8 +5,9 @@ use domain::hyperparameters::{
     auto_learning_rate,
 };
 use domain::plan::{LoraConfig, ResolvedHyperparameters};
+use domain::preference::LEARNING_RATE_DIVISOR;
 use domain::{Auto, Hyperparameters, LoraRequest, TrainingOptions};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::error::{ApiError, ApiResult};
 use crate::extract::json::type_words;
@@ -21,12 +22,28 @@ const DEFAULT_PATIENCE: u32 = 2;
 
 /// A hyperparameters object of a request; `path` names it in refusals.
 pub(crate) fn requested(object: Option<&Value>, path: &str) -> ApiResult<Hyperparameters> {
+    let Some(fields) = object_fields(object, path)? else { return Ok(Hyperparameters::default()) };
+    requested_common(fields, path)
+}
+
+/// The fields of an object; none when it is absent or null.
+pub(crate) fn object_fields<'v>(
+    object: Option<&'v Value>,
+    path: &str,
+) -> ApiResult<Option<&'v Map<String, Value>>> {
+    match object {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::Object(fields)) => Ok(Some(fields)),
+        Some(other) => Err(ApiError::invalid_type(path, "an object", type_words(other))),
+    }
+}
+
+/// What every method knows; any other field is refused.
+pub(crate) fn requested_common<'v>(
+    fields: impl IntoIterator<Item = (&'v String, &'v Value)>,
+    path: &str,
+) -> ApiResult<Hyperparameters> {
     let mut hyperparameters = Hyperparameters::default();
-    let fields = match object {
-        None | Some(Value::Null) => return Ok(hyperparameters),
-        Some(Value::Object(fields)) => fields,
-        Some(other) => return Err(ApiError::invalid_type(path, "an object", type_words(other))),
-    };
     for (name, value) in fields {
         let path = format!("{path}.{name}");
         match name.as_str() {
@@ -59,7 +76,7 @@ fn auto_integer(value: &Value, path: &str, most: i64) -> ApiResult<Auto<u32>> {
     }
 }
 
-fn auto_positive(value: &Value, path: &str) -> ApiResult<Auto<f64>> {
+pub(crate) fn auto_positive(value: &Value, path: &str) -> ApiResult<Auto<f64>> {
     match value {
         Value::Null => Ok(Auto::Auto),
         Value::String(word) if word == "auto" => Ok(Auto::Auto),
@@ -72,7 +89,12 @@ fn auto_positive(value: &Value, path: &str) -> ApiResult<Auto<f64>> {
     }
 }
 
-fn check(is_right: bool, path: &str, wanted: &str, got: impl std::fmt::Display) -> ApiResult<()> {
+pub(crate) fn check(
+    is_right: bool,
+    path: &str,
+    wanted: &str,
+    got: impl std::fmt::Display,
+) -> ApiResult<()> {
     if is_right {
         return Ok(());
     }
@@ -214,8 +236,12 @@ pub(crate) fn resolve(
     let steps_per_epoch = measured.n_examples.div_ceil(u64::from(batch_size.max(1)));
     let total_steps = steps_per_epoch * u64::from(n_epochs);
     let multiplier = wish.learning_rate_multiplier.unwrap_or_else(|| 1.0);
-    let base_rate =
+    let supervised_rate =
         operator.learning_rate.unwrap_or_else(|| auto_learning_rate(measured.hidden_size));
+    let base_rate = match wish.preference {
+        Some(_) => supervised_rate / LEARNING_RATE_DIVISOR,
+        None => supervised_rate,
+    };
     // Of one source, steps win over a ratio; of two sources, the job wins.
     let warmup_of = |options: &TrainingOptions| {
         let by_ratio = |ratio: f64| ((total_steps as f64 * ratio).ceil() as u64).min(total_steps);
@@ -258,6 +284,7 @@ pub(crate) fn resolve(
             .map(resolve_early_stopping),
         quantization: job.quantization.or(operator.quantization).unwrap_or_default(),
         lora: resolve_lora(job.lora.as_ref(), operator.lora.as_ref()),
+        preference: wish.preference.map(|preference| preference.resolve()),
         seed,
     }
 }

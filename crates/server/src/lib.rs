@@ -16,6 +16,7 @@ mod internal;
 mod lanes;
 mod listen;
 mod observe;
+mod preference;
 mod request;
 mod results;
 mod router;

@@ -12,8 +12,9 @@ use store::{Project, files, models};
 use crate::error::{ApiError, ApiResult};
 use crate::hyperparameters::{check_options, requested};
 use crate::inference::prompt::integer;
+use crate::preference;
 use crate::state::AppState;
-use crate::wire::job::{CreateJob, Integration, Method};
+use crate::wire::job::{CreateJob, Integration};
 
 pub(crate) const IDEMPOTENCY_KEY: &str = "idempotency-key";
 const MAX_SUFFIX_CHARACTERS: usize = 64;
@@ -42,7 +43,7 @@ pub(crate) async fn new_job(
     id: JobId,
     body: CreateJob,
 ) -> ApiResult<NewJob> {
-    let hyperparameters = hyperparameters(&body)?;
+    let (method, hyperparameters) = method(&body)?;
     let suffix = body.suffix.filter(|suffix| !suffix.is_empty());
     if let Some(length) = suffix.as_ref().map(|suffix| suffix.chars().count())
         && length > MAX_SUFFIX_CHARACTERS
@@ -71,7 +72,7 @@ pub(crate) async fn new_job(
     Ok(NewJob {
         id,
         base_model,
-        method: MethodType::Supervised,
+        method,
         training_file,
         validation_file,
         hyperparameters,
@@ -83,29 +84,28 @@ pub(crate) async fn new_job(
     })
 }
 
-/// Those of the method; without any there, those at the top level.
-fn hyperparameters(body: &CreateJob) -> ApiResult<Hyperparameters> {
-    if let Some(method) = &body.method {
-        check_method(method)?;
-        let inner = method.supervised.as_ref().and_then(|block| block.hyperparameters.as_ref());
-        if inner.is_some() {
-            return requested(inner, "method.supervised.hyperparameters");
-        }
-    }
-    requested(body.hyperparameters.as_ref(), "hyperparameters")
-}
-
-fn check_method(method: &Method) -> ApiResult<()> {
+/// The method and its hyperparameters; without any in its block, those at the top level.
+fn method(body: &CreateJob) -> ApiResult<(MethodType, Hyperparameters)> {
+    let older = body.hyperparameters.as_ref();
+    let Some(method) = &body.method else {
+        return Ok((MethodType::Supervised, requested(older, "hyperparameters")?));
+    };
     match method.r#type.as_str() {
-        "supervised" => Ok(()),
-        kind @ ("dpo" | "reinforcement") => Err(ApiError::invalid_value(
+        "supervised" => {
+            let inner = method.supervised.as_ref().and_then(|block| block.hyperparameters.as_ref());
+            let wish = match inner {
+                Some(_) => requested(inner, "method.supervised.hyperparameters")?,
+                None => requested(older, "hyperparameters")?,
+            };
+            Ok((MethodType::Supervised, wish))
+        }
+        "dpo" => Ok((MethodType::Dpo, preference::requested_dpo(method.dpo.as_ref(), older)?)),
+        "reinforcement" => Err(ApiError::invalid_value(
             "method.type",
-            format!(
-                "The method '{kind}' is not available on this server. Supported values are: \
-                 'supervised'."
-            ),
+            "The method 'reinforcement' is not available on this server. Supported values are: \
+             'supervised' and 'dpo'.",
         )),
-        other => Err(ApiError::unsupported_value("method.type", other, &["supervised"])),
+        other => Err(ApiError::unsupported_value("method.type", other, &["supervised", "dpo"])),
     }
 }
 
@@ -222,6 +222,7 @@ pub(crate) fn creation_error(error: store::Error, new: &NewJob) -> ApiError {
 /// Whether a repeated call asks for what the first one got.
 pub(crate) fn check_same(first: &JobRow, again: &NewJob) -> ApiResult<()> {
     let is_same = first.base_model == again.base_model
+        && first.method == again.method
         && first.training_file == again.training_file
         && first.validation_file == again.validation_file
         && same_wishes(&first.hyperparameters, &again.hyperparameters)
@@ -238,12 +239,22 @@ pub(crate) fn check_same(first: &JobRow, again: &NewJob) -> ApiResult<()> {
 }
 
 fn same_wishes(a: &Hyperparameters, b: &Hyperparameters) -> bool {
-    // JSON columns may bring a decimal back with another last bit.
-    let same_rate = match (a.learning_rate_multiplier, b.learning_rate_multiplier) {
-        (Auto::Value(a), Auto::Value(b)) => (a - b).abs() <= a.abs() * 1e-12,
+    let same_preference = match (&a.preference, &b.preference) {
+        (Some(a), Some(b)) => preference::same_wishes(a, b),
         (a, b) => a == b,
     };
-    same_rate && a.n_epochs == b.n_epochs && a.batch_size == b.batch_size
+    same_number(a.learning_rate_multiplier, b.learning_rate_multiplier)
+        && same_preference
+        && a.n_epochs == b.n_epochs
+        && a.batch_size == b.batch_size
+}
+
+/// JSON columns may bring a decimal back with another last bit.
+pub(crate) fn same_number(a: Auto<f64>, b: Auto<f64>) -> bool {
+    match (a, b) {
+        (Auto::Value(a), Auto::Value(b)) => (a - b).abs() <= a.abs() * 1e-12,
+        (a, b) => a == b,
+    }
 }
 
 #[cfg(test)]
@@ -265,19 +276,19 @@ mod tests {
             "hyperparameters": {"n_epochs": 2},
             "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 5}}},
         }));
-        assert_eq!(hyperparameters(&both).unwrap().n_epochs, Auto::Value(5));
+        assert_eq!(method(&both).unwrap().1.n_epochs, Auto::Value(5));
         let older = body(json!({"hyperparameters": {"n_epochs": 2}}));
-        assert_eq!(hyperparameters(&older).unwrap().n_epochs, Auto::Value(2));
+        assert_eq!(method(&older).unwrap().1.n_epochs, Auto::Value(2));
         let unmatched = body(json!({"method": {
             "type": "supervised", "dpo": {"hyperparameters": {"beta": 1}}, "reinforcement": {},
         }}));
-        assert_eq!(hyperparameters(&unmatched).unwrap(), Hyperparameters::default());
+        assert_eq!(method(&unmatched).unwrap().1, Hyperparameters::default());
     }
 
     #[test]
     fn what_cannot_be_done_is_refused_by_name() {
-        for kind in ["dpo", "reinforcement", "magic"] {
-            let error = hyperparameters(&body(json!({"method": {"type": kind}}))).unwrap_err();
+        for kind in ["reinforcement", "magic"] {
+            let error = method(&body(json!({"method": {"type": kind}}))).unwrap_err();
             let error = error.envelope().error;
             assert_eq!(error.param.as_deref(), Some("method.type"), "{kind}");
             assert!(error.message.contains(kind), "{}", error.message);

@@ -121,6 +121,16 @@ fn step(metrics: &StepMetrics) -> NewEvent {
             text.push_str(&format!(", {name}={value:.2}"));
         }
     }
+    let rewards = &metrics.rewards;
+    for (name, value) in [
+        ("training reward accuracy", rewards.train_reward_accuracy),
+        ("validation reward accuracy", rewards.valid_reward_accuracy),
+        ("full validation reward accuracy", rewards.full_valid_reward_accuracy),
+    ] {
+        if let Some(value) = value {
+            text.push_str(&format!(", {name}={value:.2}"));
+        }
+    }
     let data = serde_json::to_value(metrics).ok();
     NewEvent { level: Level::Info, kind: EventType::Metrics, message: text, data }
 }

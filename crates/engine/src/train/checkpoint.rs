@@ -18,13 +18,14 @@ use std::path::{Path, PathBuf};
 
 use dataset::Cursor;
 use domain::plan::TrainingPlan;
-use domain::report::{CheckpointKind, StepMetrics};
+use domain::report::{CheckpointKind, RunFailure, StepMetrics};
 use model::{Adapter, Decoder};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use super::best::{self, Best};
 use super::optimizer::{Optimizer, OptimizerError};
+use crate::failure::permanent;
 
 const STATE_FILE: &str = "state.json";
 /// Raised when an older engine could not read what a newer one writes, or the reverse.
@@ -79,6 +80,18 @@ pub enum CheckpointError {
          ({planned}); start a new job instead of resuming this one"
     )]
     Mismatch { field: String, saved: String, planned: String },
+}
+
+/// Why a run cannot resume.
+impl From<CheckpointError> for RunFailure {
+    fn from(error: CheckpointError) -> Self {
+        match &error {
+            CheckpointError::Mismatch { field, .. } => {
+                permanent("checkpoint_mismatch", Some(field), error.to_string())
+            }
+            _ => permanent("invalid_checkpoint", None, error.to_string()),
+        }
+    }
 }
 
 impl CheckpointError {

@@ -5,21 +5,20 @@
 
 use std::collections::VecDeque;
 
-use dataset::Dataset;
 use domain::report::StepMetrics;
-use model::{Adapter, Batch, BatchError, Decoder, LossSum};
+use model::{Adapter, BatchError, Decoder};
 
-use super::step::micro_batches;
+use super::objective::{MicroBatch, Objective, Rows, Sums};
 
 /// Steps between evaluations of a batch.
 const EVERY_STEPS: u64 = 10;
-/// Examples that are packed at a time, so that a large file is not copied whole.
+/// Rows that are packed at a time, so that a large file is not copied whole.
 const PACKED_AT_ONCE: usize = 64;
 
 /// What an evaluation covers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Extent {
-    /// `count` examples from `start` on, going round at the end of the file.
+    /// `count` rows from `start` on, going round at the end of the file.
     Batch {
         start: usize,
         count: usize,
@@ -27,16 +26,16 @@ pub enum Extent {
     Full,
 }
 
-/// The evaluations that are due after `step` (from 1) on a file of `examples`, cheap one first.
-pub fn due(step: u64, fully: bool, examples: usize, batch_size: usize) -> Vec<Extent> {
+/// The evaluations that are due after `step` (from 1) on a file of `rows`, cheap one first.
+pub fn due(step: u64, fully: bool, rows: usize, batch_size: usize) -> Vec<Extent> {
     let mut extents = Vec::new();
-    if examples > 0 && step.is_multiple_of(EVERY_STEPS) {
-        let count = batch_size.min(examples);
+    if rows > 0 && step.is_multiple_of(EVERY_STEPS) {
+        let count = batch_size.min(rows);
         let batches_before = step / EVERY_STEPS - 1;
-        let start = (batches_before % examples as u64) as usize * batch_size % examples;
+        let start = (batches_before % rows as u64) as usize * batch_size % rows;
         extents.push(Extent::Batch { start, count });
     }
-    if examples > 0 && fully {
+    if rows > 0 && fully {
         extents.push(Extent::Full);
     }
     extents
@@ -46,15 +45,15 @@ pub fn due(step: u64, fully: bool, examples: usize, batch_size: usize) -> Vec<Ex
 #[derive(Debug)]
 pub struct Evaluation {
     extent: Extent,
-    /// Examples taken so far.
+    /// Rows taken so far.
     taken: usize,
-    packed: VecDeque<Batch>,
-    sum: LossSum,
+    packed: VecDeque<MicroBatch>,
+    sums: Sums,
 }
 
 impl Evaluation {
     pub fn new(extent: Extent) -> Self {
-        Self { extent, taken: 0, packed: VecDeque::new(), sum: LossSum::default() }
+        Self { extent, taken: 0, packed: VecDeque::new(), sums: Sums::default() }
     }
 
     pub fn extent(&self) -> Extent {
@@ -69,39 +68,45 @@ impl Evaluation {
         &mut self,
         decoder: &Decoder,
         adapter: &Adapter,
-        data: &Dataset,
+        objective: &Objective,
+        rows: &mut Rows,
         micro_batch_tokens: usize,
     ) -> Result<bool, BatchError> {
         let (start, count) = match self.extent {
             Extent::Batch { start, count } => (start, count),
-            Extent::Full => (0, data.examples.len()),
+            Extent::Full => (0, rows.data.rows()),
         };
         while self.packed.is_empty() && self.taken < count {
             let upto = count.min(self.taken + PACKED_AT_ONCE);
-            let row = |n: usize| &data.examples[(start + n) % data.examples.len()];
-            let examples: Vec<_> = (self.taken..upto).map(row).collect();
-            self.packed = micro_batches(&examples, micro_batch_tokens).into();
+            let row = |n: usize| ((start + n) % rows.data.rows()) as u32;
+            let chosen: Vec<u32> = (self.taken..upto).map(row).collect();
+            self.packed = objective.micro_batches(&rows.data, &chosen, micro_batch_tokens).into();
             self.taken = upto;
         }
         if let Some(batch) = self.packed.pop_front() {
-            self.sum += decoder.evaluate(&batch, Some(adapter))?;
+            self.sums += objective.evaluate(rows, &batch, decoder, adapter)?;
         }
         Ok(!self.packed.is_empty() || self.taken < count)
     }
 
     /// Enters the means into the step's metrics. A mean that is not a finite number is left out.
     pub fn record(&self, metrics: &mut StepMetrics) {
-        let targets = self.sum.targets as f64;
-        let loss = Some(self.sum.loss / targets).filter(|loss| loss.is_finite());
-        let accuracy = loss.map(|_| self.sum.correct as f64 / targets);
+        let sums = &self.sums;
+        let loss = Some(sums.loss / sums.units as f64).filter(|loss| loss.is_finite());
+        let accuracy = loss.map(|_| sums.accuracy());
+        let (reward_accuracy, margin) = (sums.rewards.accuracy(), sums.rewards.margin());
         match self.extent {
             Extent::Batch { .. } => {
                 metrics.valid_loss = loss;
                 metrics.valid_mean_token_accuracy = accuracy;
+                metrics.rewards.valid_reward_accuracy = reward_accuracy;
+                metrics.rewards.valid_reward_margin = margin;
             }
             Extent::Full => {
                 metrics.full_valid_loss = loss;
                 metrics.full_valid_mean_token_accuracy = accuracy;
+                metrics.rewards.full_valid_reward_accuracy = reward_accuracy;
+                metrics.rewards.full_valid_reward_margin = margin;
             }
         }
     }

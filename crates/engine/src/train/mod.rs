@@ -9,7 +9,9 @@ mod best;
 pub mod checkpoint;
 mod evaluate;
 mod metrics;
+pub mod objective;
 mod optimizer;
+pub mod preference;
 mod prepare;
 mod relief;
 mod schedule;
@@ -18,7 +20,6 @@ mod step;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use dataset::Dataset;
 use domain::hyperparameters::Quantization;
 use domain::id::JobId;
 use domain::plan::TrainingPlan;
@@ -30,9 +31,10 @@ use tch::Tensor;
 use weights::peft::Pattern;
 
 use self::best::Best;
-use self::checkpoint::{CheckpointError, Restored, State};
+use self::checkpoint::{Restored, State};
 use self::evaluate::Evaluation;
 use self::metrics::{Speed, epochs_done, tokens_per_second};
+use self::objective::Rows;
 use self::optimizer::Optimizer;
 pub use self::prepare::{Prepared, prepare};
 use self::relief::Relief;
@@ -70,7 +72,7 @@ impl Happened {
 pub struct Run {
     plan: TrainingPlan,
     training: Training,
-    validation: Option<Dataset>,
+    validation: Option<Rows>,
     /// Step, cursor and updates are kept in `training` and entered when the state is written.
     state: State,
     phase: Phase,
@@ -114,13 +116,11 @@ impl Run {
     /// An adapter that the model cannot carry; a checkpoint that is damaged or belongs to another
     /// plan.
     pub fn new(prepared: Prepared, decoder: &Decoder) -> Result<Self, RunFailure> {
-        let Prepared { plan, training: data, validation, fingerprint } = prepared;
+        let Prepared { plan, objective, training: data, validation, fingerprint } = prepared;
         check_base(&plan, decoder)?;
         let h = plan.hyperparameters.clone();
         let Restored { mut state, adapter, optimizer, best_values } = match &plan.resume_from {
-            Some(folder) => {
-                checkpoint::read(folder, &fingerprint, decoder).map_err(cannot_resume)?
-            }
+            Some(folder) => checkpoint::read(folder, &fingerprint, decoder)?,
             None => {
                 let adapter = new_adapter(&plan, decoder)?;
                 let optimizer = Optimizer::new(adapter.len(), decoder.device());
@@ -139,12 +139,13 @@ impl Run {
             step: state.step,
             cursor: state.cursor,
             hyperparameters: h,
-            data,
+            objective,
+            rows: Rows::new(data),
         };
         Ok(Self {
             plan,
             training,
-            validation,
+            validation: validation.map(Rows::new),
             state,
             phase: Phase::Between,
             speed: Speed::default(),
@@ -200,11 +201,12 @@ impl Run {
         }
         let more = match &mut self.phase {
             Phase::Stepping { step, .. } => self.training.micro_batch(decoder, step),
-            Phase::Evaluating { due, .. } => match (due.front_mut(), &self.validation) {
-                (Some(evaluation), Some(data)) => evaluation.micro_batch(
+            Phase::Evaluating { due, .. } => match (due.front_mut(), &mut self.validation) {
+                (Some(evaluation), Some(rows)) => evaluation.micro_batch(
                     decoder,
                     &self.training.adapter,
-                    data,
+                    &self.training.objective,
+                    rows,
                     self.training.micro_batch_tokens,
                 ),
                 _ => Ok(false),
@@ -273,9 +275,10 @@ impl Run {
             target_tokens: numbers.target_tokens,
             trained_tokens: self.state.trained_tokens,
             tokens_per_second: tokens_per_second(numbers.tokens, elapsed),
+            rewards: Box::new(numbers.rewards.of_training()),
             ..StepMetrics::default()
         };
-        let examples = self.validation.as_ref().map_or(0, |data| data.examples.len());
+        let examples = self.validation.as_ref().map_or(0, |rows| rows.data.rows());
         let batch_size = self.training.hyperparameters.batch_size as usize;
         let extents = evaluate::due(step, self.evaluates_fully(), examples, batch_size);
         Ok((Some(Box::new(metrics)), extents.into_iter().map(Evaluation::new).collect()))
@@ -364,19 +367,20 @@ impl Run {
     }
 
     fn announcement(&self) -> Happened {
-        let data = &self.training.data;
+        let data = &self.training.rows.data;
         Happened::Report(RunReport::Started(RunStarted {
             completed_steps: self.training.step,
             total_steps: self.training.total_steps,
-            train_examples: data.examples.len() as u64,
-            valid_examples: self.validation.as_ref().map_or(0, |data| data.examples.len() as u64),
+            train_examples: data.rows() as u64,
+            valid_examples: self.validation.as_ref().map_or(0, |rows| rows.data.rows() as u64),
             tokens_per_epoch: data.examples.iter().map(|e| e.input_ids.len() as u64).sum(),
             trainable_parameters: self.training.adapter.len() as u64,
         }))
     }
 
     fn steps_per_epoch(&self) -> u64 {
-        self.training.data.steps_per_epoch(self.training.hyperparameters.batch_size as usize)
+        let batch_size = self.training.hyperparameters.batch_size as usize;
+        self.training.rows.data.steps_per_epoch(batch_size)
     }
 
     fn is_complete(&self) -> bool {
@@ -424,15 +428,6 @@ fn new_adapter(plan: &TrainingPlan, decoder: &Decoder) -> Result<Adapter, RunFai
     let seed = derive(plan.hyperparameters.seed, Purpose::AdapterInit, 0, 0);
     Adapter::init(decoder, &options, seed)
         .map_err(|error| permanent("invalid_hyperparameters", Some("lora"), error.to_string()))
-}
-
-fn cannot_resume(error: CheckpointError) -> RunFailure {
-    match &error {
-        CheckpointError::Mismatch { field, .. } => {
-            permanent("checkpoint_mismatch", Some(field), error.to_string())
-        }
-        _ => permanent("invalid_checkpoint", None, error.to_string()),
-    }
 }
 
 fn diverged(step: u64, what: &str, skipped: u32) -> RunFailure {

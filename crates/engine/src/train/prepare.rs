@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-use dataset::{ChatTokenizer, Dataset, Problem};
+use dataset::{ChatTokenizer, Dataset, Format, Problem};
 use domain::hyperparameters::TARGET_MODULES;
 use domain::job::MethodType;
 use domain::plan::TrainingPlan;
@@ -15,12 +15,14 @@ use domain::report::RunFailure;
 use sha2::{Digest, Sha256};
 
 use super::checkpoint::Fingerprint;
+use super::objective::Objective;
 use crate::failure::{permanent, retryable};
 
 /// A plan whose data is in memory.
 #[derive(Debug)]
 pub struct Prepared {
     pub plan: TrainingPlan,
+    pub objective: Objective,
     pub training: Dataset,
     pub validation: Option<Dataset>,
     pub fingerprint: Fingerprint,
@@ -33,13 +35,18 @@ pub fn prepare(
     tokenizer: &ChatTokenizer,
     context_length: u64,
 ) -> Result<Prepared, RunFailure> {
+    let objective = objective(&plan)?;
     check_plan(&plan, context_length)?;
+    let format = match objective {
+        Objective::CrossEntropy => Format::Chat,
+        Objective::Preference(_) => Format::Preference,
+    };
     let max_seq_len = plan.hyperparameters.max_seq_len as usize;
     let load = |path: &Path, param: &'static str| {
         let hash = sha256(path).map_err(|error| {
             retryable("file_unreadable", format!("{param} {}: {error}", path.display()))
         })?;
-        let data = dataset::load(path, tokenizer, max_seq_len)
+        let data = dataset::load(path, format, tokenizer, max_seq_len)
             .map_err(|problems| refused(param, &problems))?;
         if data.examples.is_empty() {
             return Err(permanent(
@@ -57,14 +64,27 @@ pub fn prepare(
     };
     let (validation_hash, validation) = validation.unzip();
     let fingerprint = Fingerprint::new(&plan, &training_hash, validation_hash.as_deref());
-    Ok(Prepared { plan, training, validation, fingerprint })
+    Ok(Prepared { plan, objective, training, validation, fingerprint })
+}
+
+fn objective(plan: &TrainingPlan) -> Result<Objective, RunFailure> {
+    let refused = |message| Err(permanent("unsupported_method", Some("method"), message));
+    match (plan.method, plan.hyperparameters.preference) {
+        (MethodType::Supervised, _) => Ok(Objective::CrossEntropy),
+        (MethodType::Dpo, Some(options)) => {
+            if !is_positive(options.beta) {
+                return Err(wrong_field("beta", "beta must be a number above 0.".to_owned()));
+            }
+            Ok(Objective::Preference(options))
+        }
+        (MethodType::Dpo, None) => refused("The plan of a 'dpo' job names no loss.".to_owned()),
+        (MethodType::Reinforcement, _) => {
+            refused(format!("The method '{}' is not supported.", plan.method.as_str()))
+        }
+    }
 }
 
 fn check_plan(plan: &TrainingPlan, context_length: u64) -> Result<(), RunFailure> {
-    if plan.method != MethodType::Supervised {
-        let message = format!("The method '{}' is not supported.", plan.method.as_str());
-        return Err(permanent("unsupported_method", Some("method"), message));
-    }
     let h = &plan.hyperparameters;
     let known = |name: &String| TARGET_MODULES.contains(&name.as_str());
     let rules: [(&str, bool, &str); 11] = [

@@ -8,11 +8,12 @@
 
 use std::vec::IntoIter;
 
-use dataset::{Cursor, Dataset};
+use dataset::Cursor;
 use domain::hyperparameters::GradientCheckpointing;
 use domain::plan::ResolvedHyperparameters;
-use model::{Adapter, Batch, BatchError, Decoder, Gradients, LossSum, PassOptions, Recompute};
+use model::{Adapter, BatchError, Decoder, Gradients, PassOptions, Recompute};
 
+use super::objective::{MicroBatch, Objective, Rewards, Rows, Sums};
 use super::optimizer::{Optimizer, Update};
 use super::schedule;
 use crate::seed::{Purpose, derive};
@@ -20,7 +21,9 @@ use crate::seed::{Purpose, derive};
 /// All that steps read and change.
 #[derive(Debug)]
 pub struct Training {
-    pub data: Dataset,
+    /// What the method wants: the rows' form and their loss.
+    pub objective: Objective,
+    pub rows: Rows,
     pub hyperparameters: ResolvedHyperparameters,
     pub total_steps: u64,
     /// The memory knob in force; results do not depend on it.
@@ -37,14 +40,16 @@ pub struct Training {
 /// A step whose gradients are being summed.
 #[derive(Debug)]
 pub struct StepInHand {
-    micro_batches: IntoIter<Batch>,
+    micro_batches: IntoIter<MicroBatch>,
     micro_batch: u64,
     next_cursor: Cursor,
+    /// What the mean of the step's loss is over.
+    units: u64,
     numbers: StepNumbers,
-    sum: LossSum,
+    sums: Sums,
 }
 
-/// What one step has to tell. Means are over the target tokens of the whole step.
+/// What one step has to tell. The loss is the mean over the target tokens, or pairs, of the whole step.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct StepNumbers {
     pub loss: f64,
@@ -54,6 +59,7 @@ pub struct StepNumbers {
     pub learning_rate: f64,
     pub tokens: u64,
     pub target_tokens: u64,
+    pub rewards: Rewards,
 }
 
 impl Training {
@@ -62,16 +68,22 @@ impl Training {
         let h = &self.hyperparameters;
         let mut next_cursor = self.cursor;
         let order = derive(h.seed, Purpose::DataOrder, 0, 0);
-        let rows = self.data.next_batch(order, &mut next_cursor, h.batch_size as usize);
-        let examples: Vec<_> = rows.iter().map(|&row| &self.data.examples[row as usize]).collect();
-        let micro_batches = micro_batches(&examples, self.micro_batch_tokens);
-        let numbers = StepNumbers {
-            tokens: examples.iter().map(|example| example.input_ids.len() as u64).sum(),
-            target_tokens: micro_batches.iter().map(|batch| batch.target_ids.len() as u64).sum(),
-            ..StepNumbers::default()
-        };
-        let micro_batches = micro_batches.into_iter();
-        StepInHand { micro_batches, micro_batch: 0, next_cursor, numbers, sum: LossSum::default() }
+        let data = &self.rows.data;
+        let rows = data.next_batch(order, &mut next_cursor, h.batch_size as usize);
+        let micro_batches = self.objective.micro_batches(data, &rows, self.micro_batch_tokens);
+        let examples = rows.iter().flat_map(|&row| data.row(row as usize));
+        StepInHand {
+            units: micro_batches.iter().map(|batch| self.objective.units(batch)).sum(),
+            numbers: StepNumbers {
+                tokens: examples.map(|example| example.input_ids.len() as u64).sum(),
+                target_tokens: micro_batches.iter().map(MicroBatch::targets).sum(),
+                ..StepNumbers::default()
+            },
+            micro_batches: micro_batches.into_iter(),
+            micro_batch: 0,
+            next_cursor,
+            sums: Sums::default(),
+        }
     }
 
     /// Adds the gradient of one micro-batch; true while more are left.
@@ -84,11 +96,11 @@ impl Training {
         step: &mut StepInHand,
     ) -> Result<bool, BatchError> {
         if let Some(batch) = step.micro_batches.next() {
-            // Summed over targets, divided by the targets of the whole step: a mean per micro-batch
-            // would weigh a target by the company it was packed with.
+            // Summed, and divided by the units of the whole step: a mean per micro-batch would weigh a
+            // target or pair by the company it was packed with.
             let h = &self.hyperparameters;
             let options = PassOptions {
-                scale: 1.0 / step.numbers.target_tokens as f64,
+                scale: 1.0 / step.units as f64,
                 dropout_seed: derive(h.seed, Purpose::Dropout, self.step, step.micro_batch),
                 recompute: match h.gradient_checkpointing {
                     GradientCheckpointing::None => Recompute::Nothing,
@@ -96,8 +108,8 @@ impl Training {
                     GradientCheckpointing::Full => Recompute::Layer,
                 },
             };
-            let (adapter, gradients) = (&self.adapter, &mut self.gradients);
-            step.sum += decoder.forward_backward(&batch, adapter, gradients, options)?;
+            let adapter = (&self.adapter, &mut self.gradients);
+            step.sums += self.objective.learn(&mut self.rows, &batch, decoder, adapter, options)?;
             step.micro_batch += 1;
         }
         Ok(step.micro_batches.len() > 0)
@@ -108,10 +120,9 @@ impl Training {
     pub fn finish_step(&mut self, step: StepInHand) -> StepNumbers {
         let h = &self.hyperparameters;
         let mut numbers = step.numbers;
-        // A step whose every target was cut off by `max_seq_len` has a loss of 0, not of 0/0.
-        let targets = numbers.target_tokens.max(1) as f64;
-        numbers.loss = step.sum.loss / targets;
-        numbers.accuracy = step.sum.correct as f64 / targets;
+        numbers.loss = step.sums.mean_loss();
+        numbers.accuracy = step.sums.accuracy();
+        numbers.rewards = step.sums.rewards;
         let factor = schedule::factor(h.schedule, self.step, h.warmup_steps, self.total_steps);
         numbers.learning_rate = h.learning_rate * factor;
         numbers.grad_norm = f64::NAN;
@@ -142,19 +153,4 @@ impl StepNumbers {
     pub fn is_finite(&self) -> bool {
         self.loss.is_finite() && self.grad_norm.is_finite()
     }
-}
-
-/// Packs examples; what holds no target teaches nothing and is left out.
-pub fn micro_batches(examples: &[&dataset::Example], micro_batch_tokens: usize) -> Vec<Batch> {
-    let with_targets = |packed: &dataset::Packed| !packed.target_ids.is_empty();
-    let packed = dataset::pack(examples, micro_batch_tokens).into_iter().filter(with_targets);
-    packed
-        .map(|packed| Batch {
-            input_ids: packed.input_ids,
-            positions: packed.positions,
-            cu_seqlens: packed.cu_seqlens,
-            target_rows: packed.target_rows,
-            target_ids: packed.target_ids,
-        })
-        .collect()
 }

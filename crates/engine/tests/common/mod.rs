@@ -282,6 +282,7 @@ pub fn plan(output: &Folder, name: &str) -> TrainingPlan {
             early_stopping: None,
             quantization: Default::default(),
             lora: LoraConfig { rank: 8, alpha: 16.0, ..LoraConfig::default() },
+            preference: None,
             seed: 7,
         },
         resume_from: None,

@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use dataset::{Checked, Checker, FileRole, Limits, Stats};
-use domain::JobStatus;
+use dataset::{Checked, Checker, FileRole, Format, Limits, Stats};
 use domain::report::Level;
+use domain::{JobStatus, MethodType};
 use futures::TryStreamExt;
 use serde_json::{Value, json};
 use store::base_models;
@@ -146,9 +146,13 @@ async fn validate(
     };
     let operator = &state.config.training;
     let cut_at = max_seq_len(&job.options, operator, model.context_length);
+    let format = match job.method {
+        MethodType::Dpo => Format::Preference,
+        MethodType::Supervised | MethodType::Reinforcement => Format::Chat,
+    };
     let limits = |role| Limits {
         max_line_bytes: state.config.max_line_bytes.as_u64() as usize,
-        ..Limits::new(role, cut_at as usize)
+        ..Limits::new(role, format, cut_at as usize)
     };
     let training = check(state, &model, &claim.training_file, limits(FileRole::Training)).await;
     let Some(training) = found(training)? else { return Ok(unreadable(FileRole::Training)) };
@@ -252,6 +256,24 @@ fn notes(name: &str, stats: &Stats, cut_at: u32) -> Vec<(Level, String)> {
             stats.n_without_targets,
             stats.n_examples,
             lines(&stats.lines_without_targets, stats.n_without_targets)
+        );
+        notes.push((Level::Warn, text));
+    }
+    if stats.n_equal_pairs > 0 {
+        let text = format!(
+            "{name} file: {} of {} examples have two equal answers, which teach nothing: {}",
+            stats.n_equal_pairs,
+            stats.n_examples,
+            lines(&stats.lines_of_equal_pairs, stats.n_equal_pairs)
+        );
+        notes.push((Level::Warn, text));
+    }
+    if stats.n_old_keys > 0 {
+        let text = format!(
+            "{name} file: {} of {} examples say 'preferred_completion' and \
+             'non_preferred_completion', which were read as 'preferred_output' and \
+             'non_preferred_output'. OpenAI's service does not take the older names.",
+            stats.n_old_keys, stats.n_examples
         );
         notes.push((Level::Warn, text));
     }

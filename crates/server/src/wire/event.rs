@@ -1,5 +1,6 @@
 //! A job's events and checkpoints as the API shows them.
 
+use domain::report::RewardMetrics;
 use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
@@ -60,4 +61,8 @@ pub(crate) struct CheckpointMetrics {
     pub full_valid_loss: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub full_valid_mean_token_accuracy: Option<f64>,
+    /// Of jobs of the method `dpo`.
+    #[serde(flatten)]
+    #[schema(value_type = Object)]
+    pub rewards: RewardMetrics,
 }

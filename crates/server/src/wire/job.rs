@@ -47,11 +47,11 @@ pub(crate) struct CreateJob {
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Method {
-    /// `supervised`; `dpo` and `reinforcement` are answered with an error.
+    /// `supervised` or `dpo`; `reinforcement` is answered with an error.
     pub r#type: String,
     pub supervised: Option<MethodBlock>,
-    #[schema(value_type = Option<Object>)]
-    #[expect(dead_code, reason = "accepted, so that it is no unknown field")]
+    /// Read when `type` is `dpo`: `{"hyperparameters": {…}}`.
+    #[schema(value_type = Option<DpoBlock>)]
     pub dpo: Option<Value>,
     #[schema(value_type = Option<Object>)]
     #[expect(dead_code, reason = "accepted, so that it is no unknown field")]
@@ -63,6 +63,38 @@ pub(crate) struct Method {
 pub(crate) struct MethodBlock {
     #[schema(value_type = Option<Object>)]
     pub hyperparameters: Option<Value>,
+}
+
+/// What `method.dpo` may hold; for the schema, because errors name the field that is wrong.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "only its schema is used")]
+pub(crate) struct DpoBlock {
+    pub hyperparameters: Option<DpoHyperparameters>,
+}
+
+/// OpenAI's four, each a number or `auto`, and this server's extensions.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "only its schema is used")]
+pub(crate) struct DpoHyperparameters {
+    /// 1 to 50, or `auto`.
+    #[schema(value_type = Option<Object>)]
+    pub n_epochs: Option<Value>,
+    /// Pairs per step, 1 to 256, or `auto`.
+    #[schema(value_type = Option<Object>)]
+    pub batch_size: Option<Value>,
+    /// Above 0, or `auto`.
+    #[schema(value_type = Option<Object>)]
+    pub learning_rate_multiplier: Option<Value>,
+    /// Above 0 and at most 2 (`simpo`: at most 10), or `auto`: 0.1 (`simpo`: 2).
+    #[schema(value_type = Option<Object>)]
+    pub beta: Option<Value>,
+    /// Extension: `sigmoid` (the default), `ipo`, `hinge`, `orpo` or `simpo`.
+    pub loss_type: Option<String>,
+    /// Extension, for `sigmoid` and `simpo`: the share of pairs that may be labelled the wrong way round, from
+    /// 0 to below 0.5.
+    pub label_smoothing: Option<f64>,
+    /// Extension, for `simpo`: the margin that the preferred answer must win by, from 0 to 10; 1 by default.
+    pub gamma: Option<f64>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

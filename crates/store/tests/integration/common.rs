@@ -90,6 +90,7 @@ pub fn resolved() -> ResolvedHyperparameters {
         early_stopping: None,
         quantization: Default::default(),
         lora: LoraConfig::default(),
+        preference: None,
         seed: 42,
     }
 }

@@ -154,6 +154,7 @@ fn hyperparameters() -> ResolvedHyperparameters {
         early_stopping: None,
         quantization: Default::default(),
         lora: LoraConfig::default(),
+        preference: None,
         seed: 1,
     }
 }

@@ -1,0 +1,371 @@
+//! Runs of the method `dpo`: their numbers against trl's, and what the runs do on a tiny random model.
+//! Fixture: `tests/golden/preference_fixture.py`.
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use common::{Folder, Tiny, bytes, plan};
+use dataset::{Dataset, Example};
+use domain::job::MethodType;
+use domain::plan::TrainingPlan;
+use domain::preference::{LossType, Preference, PreferenceRequest};
+use domain::report::RewardMetrics;
+use engine::train::objective::{Objective, Rows, Sums};
+use engine::train::preference::{Answer, pair_loss};
+use engine::train::{Happened, prepare};
+use kernels::AdamW;
+use model::{Adapter, Decoder, Gradients, PassOptions};
+use serde_json::json;
+use tch::{Device, Tensor};
+use weights::TensorFile;
+use weights::peft::{read_adapter, write_adapter};
+
+/// The cases of the fixture: name, loss, β, label smoothing, γ.
+const CASES: [(&str, LossType, f64, f64, f64); 6] = [
+    ("sigmoid", LossType::Sigmoid, 0.1, 0.0, 0.0),
+    ("smoothed", LossType::Sigmoid, 0.3, 0.2, 0.0),
+    ("hinge", LossType::Hinge, 0.2, 0.0, 0.0),
+    ("ipo", LossType::Ipo, 0.4, 0.0, 0.0),
+    ("orpo", LossType::Orpo, 0.5, 0.0, 0.0),
+    ("simpo", LossType::Simpo, 2.0, 0.1, 0.5),
+];
+
+struct Golden {
+    folder: PathBuf,
+    file: TensorFile,
+    decoder: Decoder,
+}
+
+impl Golden {
+    fn open() -> Self {
+        tch::set_num_threads(1);
+        let crates = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let folder = crates.join("model/tests/fixtures/llama-tied");
+        let decoder = Decoder::load(&folder.join("model"), Device::Cpu).unwrap();
+        let path = crates.join("engine/tests/fixtures/preference/golden.safetensors");
+        Self { folder, file: TensorFile::open(&path).unwrap(), decoder }
+    }
+
+    fn adapter(&self) -> Adapter {
+        Adapter::load(&self.decoder, &self.folder.join("adapter")).unwrap()
+    }
+
+    fn doubles(&self, name: &str) -> Vec<f64> {
+        let data = self.file.get(name).unwrap().data;
+        data.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().unwrap())).collect()
+    }
+
+    fn integers(&self, name: &str) -> Vec<usize> {
+        let data = self.file.get(name).unwrap().data;
+        let numbers = data.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()));
+        numbers.map(|n| n as usize).collect()
+    }
+
+    /// The golden gradients of a case in the adapter's own flat order: written as an adapter, and loaded.
+    fn gradients(&self, case: &str) -> Tensor {
+        let (config, file) = read_adapter(&self.folder.join("adapter")).unwrap();
+        let tensors: Vec<(String, Vec<usize>, Vec<f32>)> = file
+            .names()
+            .map(|name| {
+                let values = self.file.get_f32(&format!("{case}.grad.{name}")).unwrap();
+                (name.to_owned(), file.get(name).unwrap().shape.clone(), values)
+            })
+            .collect();
+        let folder = tempfile::tempdir().unwrap();
+        write_adapter(folder.path(), &config, &tensors).unwrap();
+        Adapter::load(&self.decoder, folder.path()).unwrap().values().copy()
+    }
+
+    fn rows(&self) -> Rows {
+        let tokens: Vec<u32> = self.integers("tokens").iter().map(|&id| id as u32).collect();
+        let mut rest = &tokens[..];
+        let mut take = |count: usize| {
+            let (part, others) = rest.split_at(count);
+            rest = others;
+            part
+        };
+        let mut examples = Vec::new();
+        for lengths in self.integers("lengths").chunks_exact(3) {
+            let (prompt, answers) = (take(lengths[0]), [take(lengths[1]), take(lengths[2])]);
+            examples.extend(answers.map(|answer| sequence(prompt, answer)));
+        }
+        Rows::new(Dataset::grouped(examples, 2))
+    }
+}
+
+fn sequence(prompt: &[u32], answer: &[u32]) -> Example {
+    let input_ids = [prompt, answer].concat();
+    Example {
+        is_target: (0..input_ids.len()).map(|at| at >= prompt.len()).collect(),
+        full_len: input_ids.len(),
+        truncated: false,
+        input_ids,
+    }
+}
+
+/// The loss and gradient of all rows, in micro-batches of so many tokens.
+fn learn(
+    golden: &Golden,
+    objective: &Objective,
+    rows: &mut Rows,
+    adapter: &Adapter,
+    tokens: usize,
+) -> (Sums, Gradients) {
+    let mut gradients = Gradients::zeros(adapter);
+    let mut sums = Sums::default();
+    let all: Vec<u32> = (0..rows.data.rows() as u32).collect();
+    let options = PassOptions::new(1.0 / all.len() as f64, 0);
+    for batch in objective.micro_batches(&rows.data, &all, tokens) {
+        let adapter = (adapter, &mut gradients);
+        sums += objective.learn(rows, &batch, &golden.decoder, adapter, options).unwrap();
+    }
+    (sums, gradients)
+}
+
+fn objective(
+    (_, loss_type, beta, label_smoothing, gamma): (&str, LossType, f64, f64, f64),
+) -> Objective {
+    Objective::Preference(Preference { loss_type, beta, label_smoothing, gamma })
+}
+
+fn distance(ours: &Tensor, golden: &Tensor) -> f64 {
+    ((ours - golden).norm() / golden.norm()).double_value(&[])
+}
+
+#[test]
+fn losses_and_every_gradient_equal_trls() {
+    let golden = Golden::open();
+    let adapter = golden.adapter();
+    for case in CASES {
+        let name = case.0;
+        let (sums, gradients) =
+            learn(&golden, &objective(case), &mut golden.rows(), &adapter, usize::MAX);
+        let expected = golden.doubles(&format!("{name}.loss"))[0];
+        let loss = sums.mean_loss();
+        // Sums of log-probabilities around −100 in f32 bound what can be asked for.
+        assert!((loss / expected - 1.0).abs() < 3e-6, "{name}: {loss} against {expected}");
+        let distance = distance(gradients.flat(), &golden.gradients(name));
+        assert!(distance <= 1e-5, "{name}: gradients are {distance:e} apart");
+    }
+}
+
+#[test]
+fn closed_forms_equal_trls_losses_on_the_same_log_probabilities() {
+    let golden = Golden::open();
+    let (with, without) = (golden.doubles("log_p"), golden.doubles("reference"));
+    let lengths = golden.integers("lengths");
+    for case in CASES {
+        let Objective::Preference(options) = objective(case) else { panic!("{}", case.0) };
+        let answer = |pair: usize, which: usize| Answer {
+            log_p: with[2 * pair + which],
+            tokens: lengths[3 * pair + 1 + which] as u64,
+            reference: without[2 * pair + which],
+        };
+        let pairs = lengths.len() / 3;
+        let losses = (0..pairs).map(|p| pair_loss(&options, [answer(p, 0), answer(p, 1)]).loss);
+        let (mean, expected) =
+            (losses.sum::<f64>() / pairs as f64, golden.doubles(&format!("{}.loss", case.0))[0]);
+        assert!((mean / expected - 1.0).abs() < 1e-6, "{}: {mean} against {expected}", case.0);
+    }
+}
+
+#[test]
+fn rewards_are_what_the_adapter_added() {
+    let golden = Golden::open();
+    let (with, without) = (golden.doubles("log_p"), golden.doubles("reference"));
+    let gain = |which: usize| -> f64 {
+        (0..with.len() / 2).map(|pair| with[2 * pair + which] - without[2 * pair + which]).sum()
+    };
+    let objective = objective(CASES[0]);
+    let (sums, _) = learn(&golden, &objective, &mut golden.rows(), &golden.adapter(), usize::MAX);
+    for (ours, theirs) in [(sums.rewards.chosen, gain(0)), (sums.rewards.rejected, gain(1))] {
+        assert!((ours - 0.1 * theirs).abs() < 5e-6, "{ours} against {}", 0.1 * theirs);
+    }
+}
+
+#[test]
+fn how_pairs_are_packed_changes_nothing() {
+    let golden = Golden::open();
+    let adapter = golden.adapter();
+    for case in CASES {
+        let objective = objective(case);
+        let of = |tokens| learn(&golden, &objective, &mut golden.rows(), &adapter, tokens);
+        let (together, gradients) = of(usize::MAX);
+        for tokens in [1, 60, 130] {
+            let (apart, others) = of(tokens);
+            assert!((apart.loss / together.loss - 1.0).abs() < 1e-6);
+            let distance = distance(others.flat(), gradients.flat());
+            assert!(distance < 1e-6, "{}, {tokens} tokens: {distance:e}", case.0);
+        }
+    }
+}
+
+#[test]
+fn twenty_steps_follow_trls() {
+    let golden = Golden::open();
+    for case in CASES {
+        let (name, objective, mut rows) = (case.0, objective(case), golden.rows());
+        let mut adapter = golden.adapter();
+        let m = Gradients::zeros(&adapter);
+        let v = Gradients::zeros(&adapter);
+        let losses = golden.doubles(&format!("{name}.losses"));
+        let rates = golden.doubles(&format!("{name}.rates"));
+        for step in 0..losses.len() {
+            let (sums, gradients) = learn(&golden, &objective, &mut rows, &adapter, usize::MAX);
+            let (loss, expected) = (sums.mean_loss(), losses[step]);
+            // The hinge reaches 0, where nothing is left to compare with.
+            let allowed = 1e-4 * expected.max(1e-2);
+            assert!((loss - expected).abs() < allowed, "{name} step {step}: {loss}, {expected}");
+            let norm = kernels::sum_of_squares(gradients.flat()).sqrt();
+            let settings = AdamW {
+                learning_rate: rates[step],
+                beta1: 0.9,
+                beta2: 0.999,
+                eps: 1e-8,
+                weight_decay: 0.01,
+                step: step as u64 + 1,
+                grad_scale: (1.0 / (norm + 1e-6)).min(1.0),
+            };
+            kernels::adamw(adapter.values(), gradients.flat(), m.flat(), v.flat(), settings);
+            adapter.refresh();
+        }
+    }
+}
+
+const PAIRS: [(&str, &str, &str); 4] = [
+    ("What is the capital of France?", "Paris.", "No idea."),
+    ("Say yes.", "yes yes yes", "no"),
+    ("Count to five, please.", "1 2 3 4 5", "5 4 3 2"),
+    ("Colour of the sky?", "Blue, mostly.", "Green."),
+];
+
+fn write_pairs(folder: &Folder, name: &str, swapped: bool) -> PathBuf {
+    let answer = |text: &str| json!([{"role": "assistant", "content": text}]);
+    let row = |(question, good, bad): (&str, &str, &str)| {
+        let (good, bad) = if swapped { (bad, good) } else { (good, bad) };
+        json!({
+            "input": {"messages": [{"role": "user", "content": question}]},
+            "preferred_output": answer(good),
+            "non_preferred_output": answer(bad),
+        })
+        .to_string()
+            + "\n"
+    };
+    let path = folder.path().join(name);
+    fs::write(&path, PAIRS.map(row).concat()).unwrap();
+    path
+}
+
+fn dpo_plan(output: &Folder, name: &str, loss_type: LossType) -> TrainingPlan {
+    let mut plan = plan(output, name);
+    plan.method = MethodType::Dpo;
+    plan.training_file = write_pairs(output, &format!("{name}.jsonl"), false);
+    let wish = PreferenceRequest { loss_type, ..PreferenceRequest::default() };
+    plan.hyperparameters.preference = Some(wish.resolve());
+    plan
+}
+
+#[test]
+fn every_loss_teaches_to_prefer() {
+    let (tiny, output) = (Tiny::load(), Folder::new());
+    for loss_type in LossType::ALL {
+        let outcome = tiny.finish(dpo_plan(&output, loss_type.as_str(), loss_type));
+        assert_eq!(outcome.end, Some(Happened::Finished), "{:?}", outcome.failure);
+        let last = outcome.steps.last().unwrap();
+        assert!(last.train_loss < outcome.steps[0].train_loss, "{loss_type:?}");
+        assert_eq!(last.rewards.train_reward_accuracy, Some(1.0), "{loss_type:?}");
+        let rewards = &last.rewards;
+        let (chosen, rejected) =
+            (rewards.train_chosen_reward.unwrap(), rewards.train_rejected_reward.unwrap());
+        assert!((rewards.train_reward_margin.unwrap() - (chosen - rejected)).abs() < 1e-9);
+        assert!(chosen > rejected);
+    }
+}
+
+#[test]
+fn a_resumed_run_ends_with_the_bytes_of_an_undisturbed_one() {
+    let (tiny, output) = (Tiny::load(), Folder::new());
+    let plan_of = |name: &str| {
+        let mut plan = dpo_plan(&output, name, LossType::Sigmoid);
+        plan.hyperparameters.lora.dropout = 0.1;
+        plan.hyperparameters.micro_batch_tokens = 512;
+        plan
+    };
+    let straight = tiny.finish(plan_of("straight"));
+    let first = tiny.drive_and_stop_at(tiny.begin(plan_of("broken")).unwrap(), 9);
+    let mut rest = plan_of("broken");
+    rest.resume_from = Some(first.checkpoints.last().unwrap().dir.clone());
+    let second = tiny.finish(rest);
+    assert_eq!([first.losses(), second.losses()].concat(), straight.losses());
+    for name in ["adapter_model.safetensors", "optimizer.safetensors"] {
+        let (a, b) = (bytes(&straight.last_dir(), name), bytes(&second.last_dir(), name));
+        assert!(a == b, "{name} differs");
+    }
+}
+
+#[test]
+fn swapped_answers_mirror_what_is_measured() {
+    let (tiny, output) = (Tiny::load(), Folder::new());
+    let plan = dpo_plan(&output, "straight", LossType::Sigmoid);
+    let mut mirrored = dpo_plan(&output, "mirrored", LossType::Sigmoid);
+    mirrored.training_file = write_pairs(&output, "mirrored.jsonl", true);
+    let (straight, mirrored) = (tiny.finish(plan), tiny.finish(mirrored));
+    // The first step's rate is 0, so the second measures the same adapter still.
+    for step in 0..2 {
+        let (a, b) = (&straight.steps[step].rewards, &mirrored.steps[step].rewards);
+        let near = |a: Option<f64>, b: Option<f64>| (a.unwrap() - b.unwrap()).abs() < 1e-6;
+        assert!(near(a.train_chosen_reward, b.train_rejected_reward));
+        assert!(near(a.train_rejected_reward, b.train_chosen_reward));
+        assert!(near(a.train_reward_margin, b.train_reward_margin.map(|margin| -margin)));
+    }
+    // Each learns what it was told, from the same rows.
+    let last = |outcome: &common::Outcome| outcome.steps.last().unwrap().rewards.clone();
+    assert_eq!(last(&straight).train_reward_accuracy, Some(1.0));
+    assert_eq!(last(&mirrored).train_reward_accuracy, Some(1.0));
+}
+
+#[test]
+fn the_validation_file_shows_rewards_too() {
+    let (tiny, output) = (Tiny::load(), Folder::new());
+    let mut plan = dpo_plan(&output, "validated", LossType::Sigmoid);
+    plan.validation_file = Some(plan.training_file.clone());
+    let outcome = tiny.finish(plan);
+    let sampled = &outcome.steps[9];
+    assert!(sampled.rewards.valid_reward_accuracy.is_some() && sampled.valid_loss.is_some());
+    let last = outcome.steps.last().unwrap();
+    assert_eq!(last.rewards.full_valid_reward_accuracy, Some(1.0));
+    assert!(last.rewards.full_valid_reward_margin.unwrap() > 0.0);
+    assert!(last.full_valid_loss.unwrap() < std::f64::consts::LN_2);
+    let supervised = tiny.finish(common::plan(&output, "supervised"));
+    assert_eq!(*supervised.steps[0].rewards, RewardMetrics::default());
+}
+
+#[test]
+fn a_pair_that_lost_an_answer_to_the_length_limit_is_passed_over() {
+    let (tiny, output) = (Tiny::load(), Folder::new());
+    let mut plan = dpo_plan(&output, "cut", LossType::Ipo);
+    // Room for the answers to the shortest question alone.
+    plan.hyperparameters.max_seq_len = 30;
+    plan.hyperparameters.n_epochs = 1;
+    let outcome = tiny.finish(plan);
+    assert_eq!(outcome.end, Some(Happened::Finished), "{:?}", outcome.failure);
+    assert!(outcome.steps.iter().all(|metrics| metrics.train_loss.is_finite()));
+}
+
+#[test]
+fn rows_of_another_method_are_refused() {
+    let (tiny, output) = (Tiny::load(), Folder::new());
+    let refusal =
+        |plan| prepare(plan, &tiny.tokenizer, common::CONTEXT as u64).unwrap_err().message;
+    let mut plan = dpo_plan(&output, "chat", LossType::Sigmoid);
+    let pairs = plan.training_file.clone();
+    plan.training_file = common::plan(&output, "rows").training_file;
+    let message = refusal(plan);
+    assert!(message.contains("missing key 'input'"), "{message}");
+    let mut plan = common::plan(&output, "pairs");
+    plan.training_file = pairs;
+    let message = refusal(plan);
+    assert!(message.contains("train those with method 'dpo'"), "{message}");
+}

@@ -1,0 +1,165 @@
+//! `method.dpo.hyperparameters`: checked at creation, and shown with the job.
+//!
+//! OpenAI has `beta`; `loss_type` and the numbers that belong to single losses extend it. What a loss
+//! does not use is refused, because a number without effect would be taken for one with it.
+
+use domain::preference::{LossType, Preference, PreferenceRequest};
+use domain::{Auto, Hyperparameters};
+use serde_json::{Map, Value, json};
+use store::jobs::JobRow;
+
+use crate::error::{ApiError, ApiResult};
+use crate::extract::json::type_words;
+use crate::hyperparameters::{auto_positive, check, object_fields, requested_common};
+use crate::request::same_number;
+
+const PATH: &str = "method.dpo.hyperparameters";
+
+/// Hyperparameters of a job of the method `dpo`: those of its block, or the older ones at the top level.
+pub(crate) fn requested_dpo(
+    block: Option<&Value>,
+    older: Option<&Value>,
+) -> ApiResult<Hyperparameters> {
+    let block = object_fields(block, "method.dpo")?;
+    if let Some(unknown) =
+        block.and_then(|block| block.keys().find(|key| *key != "hyperparameters"))
+    {
+        return Err(ApiError::unknown_parameter(format!("method.dpo.{unknown}")));
+    }
+    let inner = block.and_then(|block| block.get("hyperparameters"));
+    let (fields, path) = match object_fields(inner, PATH)? {
+        Some(fields) => (Some(fields), PATH),
+        None => (object_fields(older, "hyperparameters")?, "hyperparameters"),
+    };
+    match fields {
+        Some(fields) => requested(fields, path),
+        None => Ok(Hyperparameters { preference: Some(Default::default()), ..Default::default() }),
+    }
+}
+
+fn requested(fields: &Map<String, Value>, path: &str) -> ApiResult<Hyperparameters> {
+    const OURS: [&str; 4] = ["beta", "loss_type", "label_smoothing", "gamma"];
+    let common = fields.iter().filter(|(name, _)| !OURS.contains(&name.as_str()));
+    let hyperparameters = requested_common(common, path)?;
+    let at = |name: &str| format!("{path}.{name}");
+    let loss_type = loss_type(fields.get("loss_type"), &at("loss_type"))?;
+    let beta = match fields.get("beta") {
+        Some(beta) => auto_positive(beta, &at("beta"))?,
+        None => Auto::Auto,
+    };
+    let most = if loss_type == LossType::Simpo { 10.0 } else { 2.0 };
+    if let Auto::Value(beta) = beta {
+        check(beta <= most, &at("beta"), &format!("above 0 and at most {most}"), beta)?;
+    }
+    let own = |name: &str, is_taken: bool, range: std::ops::Range<f64>| {
+        let path = at(name);
+        let value = match fields.get(name) {
+            None | Some(Value::Null) => return Ok(None),
+            Some(value) => value
+                .as_f64()
+                .ok_or_else(|| ApiError::invalid_type(&path, "a number", type_words(value)))?,
+        };
+        if !is_taken {
+            let loss = loss_type.as_str();
+            let message = format!("Invalid '{path}': the loss '{loss}' does not use it.");
+            return Err(ApiError::invalid_value(path, message));
+        }
+        let wanted = format!("from {} to below {}", range.start, range.end);
+        check(range.contains(&value), &path, &wanted, value)?;
+        Ok(Some(value))
+    };
+    let smoothed = loss_type.takes_label_smoothing();
+    let preference = PreferenceRequest {
+        beta,
+        loss_type,
+        label_smoothing: own("label_smoothing", smoothed, 0.0..0.5)?,
+        gamma: own("gamma", loss_type == LossType::Simpo, 0.0..10.0)?,
+    };
+    Ok(Hyperparameters { preference: Some(preference), ..hyperparameters })
+}
+
+fn loss_type(value: Option<&Value>, path: &str) -> ApiResult<LossType> {
+    match value {
+        None | Some(Value::Null) => Ok(LossType::default()),
+        Some(Value::String(name)) => LossType::ALL
+            .into_iter()
+            .find(|loss| loss.as_str() == name)
+            .ok_or_else(|| ApiError::unsupported_value(path, name, &LossType::NAMES)),
+        Some(other) => Err(ApiError::invalid_type(path, "a string", type_words(other))),
+    }
+}
+
+/// The hyperparameters of the job's method as its object shows them: as requested, later as resolved.
+pub(crate) fn shown(row: &JobRow, common: &Hyperparameters) -> Value {
+    let mut shown = json!(common);
+    let resolved = row.resolved.as_ref().and_then(|resolved| resolved.preference);
+    let (loss_type, beta, numbers) = match (resolved, &row.hyperparameters.preference) {
+        (Some(Preference { loss_type, beta, label_smoothing, gamma }), _) => {
+            (loss_type, Auto::Value(beta), [Some(label_smoothing), Some(gamma)])
+        }
+        (None, Some(wish)) => (wish.loss_type, wish.beta, [wish.label_smoothing, wish.gamma]),
+        (None, None) => return shown,
+    };
+    shown["beta"] = json!(beta);
+    shown["loss_type"] = json!(loss_type);
+    let used = [loss_type.takes_label_smoothing(), loss_type == LossType::Simpo];
+    for ((name, value), used) in ["label_smoothing", "gamma"].into_iter().zip(numbers).zip(used) {
+        if let Some(value) = value.filter(|_| used) {
+            shown[name] = json!(value);
+        }
+    }
+    shown
+}
+
+/// Whether a repeated call asks for the same.
+pub(crate) fn same_wishes(a: &PreferenceRequest, b: &PreferenceRequest) -> bool {
+    let number = |value: Option<f64>| value.map_or(Auto::Auto, Auto::Value);
+    a.loss_type == b.loss_type
+        && same_number(a.beta, b.beta)
+        && same_number(number(a.label_smoothing), number(b.label_smoothing))
+        && same_number(number(a.gamma), number(b.gamma))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(hyperparameters: Value) -> ApiResult<PreferenceRequest> {
+        let block = json!({ "hyperparameters": hyperparameters });
+        Ok(requested_dpo(Some(&block), None)?.preference.unwrap())
+    }
+
+    #[test]
+    fn openais_four_and_the_extensions_are_read() {
+        let dpo = asked(json!({"beta": 0.2, "n_epochs": 2, "batch_size": "auto"})).unwrap();
+        assert_eq!((dpo.beta, dpo.loss_type), (Auto::Value(0.2), LossType::Sigmoid));
+        assert_eq!(asked(json!({"beta": "auto"})).unwrap(), PreferenceRequest::default());
+        let simpo = asked(json!({"loss_type": "simpo", "beta": 2.5, "gamma": 1.4})).unwrap();
+        assert_eq!((simpo.loss_type, simpo.gamma), (LossType::Simpo, Some(1.4)));
+        let older = requested_dpo(None, Some(&json!({"n_epochs": 4}))).unwrap();
+        assert_eq!((older.n_epochs, older.preference), (Auto::Value(4), Some(Default::default())));
+    }
+
+    #[test]
+    fn what_is_wrong_is_refused_by_path() {
+        for (object, param) in [
+            (json!({"beta": 0}), "beta"),
+            (json!({"beta": 2.5}), "beta"),
+            (json!({"beta": "low"}), "beta"),
+            (json!({"loss_type": "magic"}), "loss_type"),
+            (json!({"loss_type": 1}), "loss_type"),
+            (json!({"label_smoothing": 0.5}), "label_smoothing"),
+            (json!({"label_smoothing": "much"}), "label_smoothing"),
+            (json!({"loss_type": "hinge", "label_smoothing": 0.1}), "label_smoothing"),
+            (json!({"gamma": 1}), "gamma"),
+            (json!({"loss_type": "simpo", "gamma": -1}), "gamma"),
+            (json!({"epsilon": 1}), "epsilon"),
+            (json!({"n_epochs": 0}), "n_epochs"),
+        ] {
+            let error = asked(object.clone()).unwrap_err().envelope().error;
+            assert_eq!(error.param, Some(format!("{PATH}.{param}")), "{object}");
+        }
+        let unknown = requested_dpo(Some(&json!({"beta": 1})), None).unwrap_err();
+        assert_eq!(unknown.envelope().error.param.as_deref(), Some("method.dpo.beta"));
+    }
+}
