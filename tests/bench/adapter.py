@@ -7,7 +7,6 @@ the same held-out prompts greedily. Every token must be the same. Prints a table
 import json
 import os
 import pathlib
-import subprocess
 import sys
 import tempfile
 
@@ -15,6 +14,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import engine
 import train
 
 DATA = train.ROOT / "tests/data"
@@ -28,40 +28,30 @@ def train_adapter(options, rows, model, folder):
 
 
 def our_answers(options, model, adapter, prompts):
-    environment = train.environment(options)
-    environment["LD_LIBRARY_PATH"] = str(pathlib.Path(os.environ["LIBTORCH"]) / "lib")
-    engine = subprocess.Popen(
-        [os.environ["FINETUNED_ENGINE"], "--model", model, "--threads", str(options.threads)],
-        env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-    )
     sampling = {
         "temperature": 0.0, "top_p": 1.0, "seed": None, "max_tokens": NEW_TOKENS, "stop": [],
         "frequency_penalty": 0.0, "presence_penalty": 0.0, "n": 1,
     }
-    for number, messages in enumerate(prompts):
-        request = {
-            "id": str(number), "adapter": str(adapter), "messages": messages, "tools": [],
-            "sampling": sampling,
-        }
-        engine.stdin.write(json.dumps({"command": "generate", "request": request}) + "\n")
-    engine.stdin.flush()
-    texts, open_answers = [""] * len(prompts), len(prompts)
-    for line in engine.stdout:
-        reply = json.loads(line)
-        if reply["reply"] != "generation":
-            continue
-        event = reply["event"]
-        if event["event"] == "delta":
-            texts[int(reply["id"])] += event["text"]
-        if event["event"] == "failed":
-            sys.exit(f"our engine: {event['failure']['message']}")
-        if event["event"] == "done":
-            open_answers -= 1
-            if open_answers == 0:
-                break
-    engine.stdin.close()
-    engine.wait()
-    return texts
+    with engine.Engine(model, options.threads) as ours:
+        for number, messages in enumerate(prompts):
+            request = {
+                "id": str(number), "adapter": str(adapter), "messages": messages, "tools": [],
+                "sampling": sampling,
+            }
+            ours.send({"command": "generate", "request": request})
+        texts, open_answers = [""] * len(prompts), len(prompts)
+        for reply in ours.replies():
+            if reply["reply"] != "generation":
+                continue
+            event = reply["event"]
+            if event["event"] == "delta":
+                texts[int(reply["id"])] += event["text"]
+            if event["event"] == "failed":
+                sys.exit(f"our engine: {event['failure']['message']}")
+            if event["event"] == "done":
+                open_answers -= 1
+                if open_answers == 0:
+                    return texts
 
 
 def peft_answers(model, adapter, prompts):

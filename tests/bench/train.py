@@ -16,15 +16,21 @@ import sys
 import tempfile
 import time
 
+import engine
+import torch
+
+# Tokens of the matrix products that measure the machine.
+GEMM_TOKENS = 1024
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parents[1]
 
 
-def arguments():
+def arguments(words=None):
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=pathlib.Path, default=ROOT / "tests/data/address_train.jsonl")
     parser.add_argument("--model", type=pathlib.Path, help="a model folder; default: set-up's model")
     parser.add_argument("--rows", type=int, default=128)
+    parser.add_argument("--full", action="store_true", help="rows of exactly --max-seq-len tokens instead of data")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--max-seq-len", type=int, default=1024)
     parser.add_argument("--learning-rate", type=float, default=2e-4)
@@ -32,98 +38,66 @@ def arguments():
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=1, help="each round runs ours, then theirs")
     parser.add_argument("--seed", type=int, default=42)
-    return parser.parse_args()
+    return parser.parse_args(words)
+
+
+def read_rows(options):
+    lines = options.data.read_text(encoding="utf-8").splitlines()[: options.rows]
+    if len(lines) < options.rows:
+        sys.exit(f"{options.data} has only {len(lines)} rows")
+    return lines
+
+
+def full_rows(options):
+    """Rows that are cut at `--max-seq-len`, so that the padding collator has nothing to pad."""
+    def row(number):
+        answer = " ".join(str((number + n) * 7919 % 1000) for n in range(options.max_seq_len))
+        return [{"role": "user", "content": "Go on counting."}, {"role": "assistant", "content": answer}]
+
+    return [json.dumps({"messages": row(number)}) for number in range(options.rows)]
 
 
 def prepare(options, folder):
     """The rows as a file, and the base model as a folder that both sides read."""
-    lines = options.data.read_text(encoding="utf-8").splitlines()[: options.rows]
-    if len(lines) < options.rows:
-        sys.exit(f"{options.data} has only {len(lines)} rows")
+    lines = full_rows(options) if options.full else read_rows(options)
     rows = folder / "rows.jsonl"
     rows.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return rows, model_folder(options, folder)
+
+
+def model_folder(options, folder):
+    """The base model as a folder: the given one, or set-up's."""
     if options.model:
-        return rows, options.model
+        return options.model
     source = sorted(pathlib.Path(os.environ["FINETUNED_TEST_MODELS"]).glob("*.gguf"))[0]
     model = folder / "model"
     subprocess.run([os.environ["FINETUNED_BIN"], "models", "convert", source, model], check=True)
-    return rows, model
-
-
-def environment(options):
-    """What both sides run under; waiting threads sleep, which serves both best on few cores."""
-    threads = str(options.threads)
-    return os.environ | {
-        "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE",
-        "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1",
-    }
-
-
-def plan(options, rows, folder):
-    return {
-        "job_id": "ftjob-bench", "fence": 1, "method": "supervised", "base_model": "bench",
-        "training_file": str(rows), "validation_file": None, "resume_from": None,
-        "output_dir": str(folder),
-        "hyperparameters": {
-            "n_epochs": 1, "batch_size": options.batch_size, "learning_rate_multiplier": 1.0,
-            "learning_rate": options.learning_rate, "schedule": "linear", "warmup_steps": 0,
-            "weight_decay": 0.0, "max_grad_norm": 1.0, "max_seq_len": options.max_seq_len,
-            "micro_batch_tokens": 4096, "checkpoint_steps": 0, "seed": options.seed,
-            "lora": {
-                "rank": options.rank, "alpha": 2.0 * options.rank, "dropout": 0.0,
-                "target_modules": [
-                    "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
-                ],
-            },
-        },
-    }
+    return model
 
 
 def run_ours(options, rows, model, folder):
     output = folder / f"ours-{time.monotonic_ns()}"
     output.mkdir()
-    environment_ = environment(options)
-    libraries = pathlib.Path(os.environ["LIBTORCH"]) / "lib"
-    environment_["LD_LIBRARY_PATH"] = str(libraries)
-    command = [os.environ["FINETUNED_ENGINE"], "--model", model, "--threads", str(options.threads)]
-    began = time.monotonic()
-    engine = subprocess.Popen(
-        command, env=environment_, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    plan = engine.plan(
+        rows, output, batch_size=options.batch_size, learning_rate=options.learning_rate,
+        max_seq_len=options.max_seq_len, seed=options.seed, lora=engine.lora(options.rank),
     )
-    order = {"command": "train", "plan": plan(options, rows, output)}
-    engine.stdin.write(json.dumps(order) + "\n")
-    engine.stdin.flush()
     losses, tokens, targets, started, ended, peak = [], 0, 0, None, None, 0
-    for line in engine.stdout:
-        reply = json.loads(line)
-        if reply["reply"] == "run_failed":
-            sys.exit(f"our engine: {reply['failure']['message']}")
-        if reply["reply"] == "run_finished":
-            break
-        if reply["reply"] != "run":
-            continue
-        report = reply["report"]
-        if report["type"] == "started":
-            started = time.monotonic()
-        if report["type"] == "step":
-            ended = time.monotonic()
-            losses.append(report["train_loss"])
-            tokens += report["tokens"]
-            targets += report["target_tokens"]
-            peak = peak_mib(engine.pid)
-    engine.stdin.close()
-    engine.wait()
+    began = time.monotonic()
+    with engine.Engine(model, options.threads) as ours:
+        for report in ours.train(plan):
+            if report["type"] == "started":
+                started = time.monotonic()
+            if report["type"] == "step":
+                ended = time.monotonic()
+                losses.append(report["train_loss"])
+                tokens += report["tokens"]
+                targets += report["target_tokens"]
+                peak = ours.peak_mib()
     return {
         "seconds": ended - started, "tokens": tokens, "targets": targets, "losses": losses,
         "peak_mib": peak, "start_seconds": started - began,
     }
-
-
-def peak_mib(pid):
-    for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError("no VmHWM in /proc")
 
 
 def run_theirs(options, rows, model, folder):
@@ -133,21 +107,57 @@ def run_theirs(options, rows, model, folder):
     settings = {key: str(v) if isinstance(v, pathlib.Path) else v for key, v in settings.items()}
     subprocess.run(
         [sys.executable, HERE / "train_peft.py", json.dumps(settings)],
-        env=environment(options), check=True, stdout=sys.stderr,
+        env=engine.environment(options.threads), check=True, stdout=sys.stderr,
     )
     figures = json.loads(result.read_text())
     figures["start_seconds"] = figures.pop("started_at") - began
     return figures
 
 
-def report(options, ours, theirs):
+def gemm_rate(config, threads):
+    """FLOP/s of this machine's matrix product on the model's own shapes, forward and backward: the best of five."""
+    torch.set_num_threads(threads)
+    d, f = config["hidden_size"], config["intermediate_size"]
+    q, kv = widths(config)
+    seconds = flops = 0.0
+    for inner, outer in [(d, q + 2 * kv), (q, d), (d, 2 * f), (f, d)]:
+        weight, x = torch.rand(outer, inner), torch.rand(GEMM_TOKENS, inner)
+        y = torch.rand(GEMM_TOKENS, outer)
+        for a, b in [(x, weight.T), (y, weight)]:
+            out = torch.empty(GEMM_TOKENS, b.shape[1])
+            times = []
+            for _ in range(5):
+                began = time.perf_counter()
+                torch.mm(a, b, out=out)
+                times.append(time.perf_counter() - began)
+            seconds += min(times)
+            flops += 2 * GEMM_TOKENS * inner * outer
+    return flops / seconds
+
+
+def widths(config):
+    size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    return config["num_attention_heads"] * size, config["num_key_value_heads"] * size
+
+
+def step_flops(config, rank, tokens, targets, length):
+    """Multiplications and additions that LoRA training of these tokens needs, without any recomputation."""
+    d, f, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
+    q, kv = widths(config)
+    linears = layers * (d * (q + 2 * kv) + q * d + 3 * d * f)
+    sides = layers * (3 * d + q + 2 * kv + q + d + 2 * (d + f) + f + d)
+    attention = 7 * length * q * layers
+    return tokens * (4 * linears + attention + 6 * rank * sides) + targets * 4 * d * config["vocab_size"]
+
+
+def report(options, model, ours, theirs):
     for name, side in [("ours", ours), ("theirs", theirs)]:
         if side["tokens"] != ours["tokens"] or side["targets"] != ours["targets"]:
             sys.exit(f"{name} saw {side['tokens']} tokens and {side['targets']} targets, not the same")
     pairs = list(zip(ours["losses"], theirs["losses"]))[:5]
     difference = max(abs(a / b - 1) for a, b in pairs)
     speed = {n: s["tokens"] / s["seconds"] for n, s in [("ours", ours), ("theirs", theirs)]}
-    print(f"\n{options.rows} rows of {options.data.name}, {ours['tokens']} tokens, {ours['targets']} targets,")
+    print(f"\n{options.rows} rows of {options.data.name if not options.full else 'full length'}, {ours['tokens']} tokens, {ours['targets']} targets,")
     print(f"batch {options.batch_size}, rank {options.rank}, {options.threads} threads, fp32\n")
     print(f"{'':22}{'ours':>12}{'peft':>12}{'ratio':>9}")
     rows = [
@@ -158,14 +168,22 @@ def report(options, ours, theirs):
     ]
     for name, a, b in rows:
         print(f"{name:22}{a:12.1f}{b:12.1f}{a / b:9.2f}")
+    config = json.loads((model / "config.json").read_text())
+    flops = step_flops(config, options.rank, ours["tokens"], ours["targets"], ours["tokens"] / options.rows)
+    rate = gemm_rate(config, options.threads)
+    share = {n: flops / s["seconds"] / rate for n, s in [("ours", ours), ("theirs", theirs)]}
+    print(f"{'share of GEMM rate, %':22}{100 * share['ours']:12.1f}{100 * share['theirs']:12.1f}")
+    print(f"the machine's own matrix product on these shapes: {rate / 1e9:.1f} GFLOP/s")
     print(f"loss of the first {len(pairs)} steps: at most {100 * difference:.3f} % apart")
     print(json.dumps({
-        "bench": "train", "data": options.data.name, "rows": options.rows, "threads": options.threads,
+        "bench": "train", "data": "full" if options.full else options.data.name, "rows": options.rows, "threads": options.threads,
         "tokens": ours["tokens"], "target_tokens": ours["targets"],
         "ours_tokens_per_s": round(speed["ours"], 2), "peft_tokens_per_s": round(speed["theirs"], 2),
         "ratio": round(speed["ours"] / speed["theirs"], 3),
         "ours_peak_mib": round(ours["peak_mib"], 1), "peft_peak_mib": round(theirs["peak_mib"], 1),
         "ours_start_s": round(ours["start_seconds"], 2), "peft_start_s": round(theirs["start_seconds"], 2),
+        "gemm_gflops": round(rate / 1e9, 1), "ours_gemm_share": round(share["ours"], 3),
+        "peft_gemm_share": round(share["theirs"], 3),
         "first_losses_ours": [a for a, _ in pairs], "first_losses_peft": [b for _, b in pairs],
         "loss_difference": difference,
     }))
@@ -185,7 +203,7 @@ def main():
                 figures = function(options, rows, model, folder)
                 if side not in best or figures["seconds"] < best[side]["seconds"]:
                     best[side] = figures
-        report(options, best["ours"], best["theirs"])
+        report(options, model, best["ours"], best["theirs"])
 
 
 if __name__ == "__main__":

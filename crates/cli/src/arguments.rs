@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use domain::hyperparameters::GradientCheckpointing;
 
 use crate::config::Flag;
 
@@ -48,6 +49,8 @@ pub enum Command {
     /// List, show and cancel jobs
     #[command(subcommand)]
     Jobs(Jobs),
+    /// Say how much memory a training run will take; without a model, a table of the usual sizes
+    Estimate(Estimate),
     /// Print or check the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -156,6 +159,54 @@ pub enum Jobs {
     },
     /// Cancel a job
     Cancel { id: String },
+}
+
+#[derive(Debug, Args)]
+pub struct Estimate {
+    /// A folder with the model's config.json, or 1b, 7b, 13b, 70b
+    pub model: Option<String>,
+    /// What is trained
+    #[arg(long, value_enum, default_value_t = TrainedKind::Lora)]
+    pub method: TrainedKind,
+    /// Rank of the adapters, on all linear layers
+    #[arg(long, default_value_t = 16)]
+    pub rank: u64,
+    /// Tokens of the largest micro-batch
+    #[arg(long, default_value_t = 2048)]
+    pub tokens: u64,
+    /// What is computed again instead of kept: none, mlp or full
+    #[arg(long, default_value = "none", value_parser = checkpointing)]
+    pub gradient_checkpointing: GradientCheckpointing,
+    /// f32 on a CPU, bf16 on a GPU
+    #[arg(long, value_enum, default_value_t = EstimatePrecision::Bf16)]
+    pub precision: EstimatePrecision,
+    /// The job has a validation file
+    #[arg(long)]
+    pub validation: bool,
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TrainedKind {
+    Lora,
+    Qlora,
+    Full,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum EstimatePrecision {
+    F32,
+    Bf16,
+}
+
+fn checkpointing(text: &str) -> Result<GradientCheckpointing, String> {
+    match text {
+        "none" => Ok(GradientCheckpointing::None),
+        "mlp" => Ok(GradientCheckpointing::Mlp),
+        "full" => Ok(GradientCheckpointing::Full),
+        other => Err(format!("'{other}' is none of none, mlp, full")),
+    }
 }
 
 #[derive(Debug, Subcommand)]

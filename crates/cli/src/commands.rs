@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod doctor;
+pub mod estimate;
 pub mod jobs;
 pub mod keys;
 pub mod migrate;

@@ -80,6 +80,7 @@ async fn dispatch(loaded: Loaded, command: Command) -> Result<ExitCode> {
         Command::Keys(command) => commands::keys::run(config, command).await?,
         Command::Models(command) => commands::models::run(config, command).await?,
         Command::Jobs(command) => commands::jobs::run(config, command).await?,
+        Command::Estimate(asked) => commands::estimate::run(&asked)?,
         Command::Config(command) => commands::config::run(&loaded, &command)?,
         Command::Doctor => return commands::doctor::run(config).await,
         Command::Postgres(arguments) => commands::postgres::run(config, arguments).await?,

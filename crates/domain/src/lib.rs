@@ -8,6 +8,7 @@ pub mod hyperparameters;
 pub mod id;
 pub mod internal;
 pub mod job;
+pub mod memory;
 pub mod plan;
 pub mod preference;
 pub mod report;

@@ -13,8 +13,10 @@ use crate::workspace::{Profile, Workspace};
 const LIMIT: Duration = Duration::from_secs(60 * 60);
 
 /// Name, script, and what it measures.
-const BENCHES: [(&str, &str, &str); 2] = [
+const BENCHES: [(&str, &str, &str); 4] = [
     ("train", "tests/bench/train.py", "tokens per second and peak memory of training"),
+    ("decode", "tests/bench/decode.py", "tokens per second of answers, one and eight at once"),
+    ("memory", "tests/bench/memory.py", "the memory estimate against what the engine takes"),
     ("adapter", "tests/bench/adapter.py", "our adapter in peft: the same greedy answers"),
 ];
 

@@ -1,0 +1,363 @@
+//! How much memory a training run takes, before it starts: a pure function of the model's shape and the
+//! run's settings.
+//!
+//! The terms follow the engine's own buffers one by one (`model::activations`, `engine::train`), so they are
+//! sums, not fits; only [`RUNTIME`] and the margin are measured. Pages of the model file that are mapped
+//! while it is read are not counted: the kernel takes them back when it needs them.
+
+use serde::{Deserialize, Serialize};
+
+use crate::hyperparameters::GradientCheckpointing;
+
+/// What the process takes before it has a model: libtorch's code and tables, threads, buffers of its
+/// matrix products. Measured on the CPU.
+pub const RUNTIME: u64 = 150 << 20;
+/// Share that [`Estimate::required`] adds for the allocator's rounding and fragmentation.
+pub const MARGIN: f64 = 0.05;
+/// Rows of the head's blocks, as in `model::decoder`.
+const HEAD_ROWS: u64 = 256;
+/// Batches are rounded up to this many tokens, as in `model::activations`.
+const GRAIN: u64 = 128;
+
+/// The numbers of a base model that its memory depends on, by their names in `config.json`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelShape {
+    pub hidden_size: u64,
+    pub intermediate_size: u64,
+    pub num_hidden_layers: u64,
+    pub num_attention_heads: u64,
+    /// 0 means as many as heads.
+    #[serde(default)]
+    pub num_key_value_heads: u64,
+    /// 0 means the hidden size divided among the heads.
+    #[serde(default)]
+    pub head_dim: u64,
+    pub vocab_size: u64,
+    #[serde(default)]
+    pub tie_word_embeddings: bool,
+}
+
+/// What is trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Trained {
+    /// Adapters of this rank on all seven linears of every layer.
+    Lora { rank: u64 },
+    /// The same over linears in NF4 with double quantisation.
+    Qlora { rank: u64 },
+    /// Every weight.
+    Full,
+}
+
+/// The numbers that the model computes with. Adapters, gradients and moments are f32 in both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// On a CPU.
+    F32,
+    /// On a GPU.
+    Bf16,
+}
+
+/// The settings of a run that its memory depends on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Workload {
+    pub trained: Trained,
+    pub precision: Precision,
+    /// Tokens of the largest micro-batch: `micro_batch_tokens`, or the longest example if that is longer.
+    pub tokens: u64,
+    /// Of `tokens`, those that are targets; at most all.
+    pub target_tokens: u64,
+    pub gradient_checkpointing: GradientCheckpointing,
+    /// Validation passes have buffers of their own.
+    pub has_validation: bool,
+}
+
+/// Bytes by purpose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Estimate {
+    /// The base model.
+    pub weights: u64,
+    /// What is trained, its gradients, the optimizer's moments, and their copies in a checkpoint.
+    pub trainable: u64,
+    /// What the forward pass keeps for the backward pass.
+    pub activations: u64,
+    /// Buffers of one layer at a time, and of the head.
+    pub workspace: u64,
+    /// The process itself.
+    pub runtime: u64,
+}
+
+impl Estimate {
+    /// The expected peak.
+    pub fn peak(&self) -> u64 {
+        self.weights + self.trainable + self.activations + self.workspace + self.runtime
+    }
+
+    /// What must be free for the run to be admitted: the peak and the margin.
+    pub fn required(&self) -> u64 {
+        (self.peak() as f64 * (1.0 + MARGIN)) as u64
+    }
+}
+
+impl ModelShape {
+    fn head_size(&self) -> u64 {
+        match self.head_dim {
+            0 => self.hidden_size / self.num_attention_heads.max(1),
+            size => size,
+        }
+    }
+
+    /// Columns of all query heads.
+    fn queries(&self) -> u64 {
+        self.num_attention_heads * self.head_size()
+    }
+
+    /// Columns of all key heads.
+    fn keys(&self) -> u64 {
+        let heads = match self.num_key_value_heads {
+            0 => self.num_attention_heads,
+            heads => heads,
+        };
+        heads * self.head_size()
+    }
+
+    /// Input and output width of each linear of a layer, grouped by product: those that share an input.
+    fn products(&self) -> [(u64, &'static [LinearWidth]); 4] {
+        use LinearWidth::{Hidden, Intermediate, Keys, Queries};
+        [
+            (self.hidden_size, &[Queries, Keys, Keys]),
+            (self.queries(), &[Hidden]),
+            (self.hidden_size, &[Intermediate, Intermediate]),
+            (self.intermediate_size, &[Hidden]),
+        ]
+    }
+
+    fn width(&self, width: LinearWidth) -> u64 {
+        match width {
+            LinearWidth::Hidden => self.hidden_size,
+            LinearWidth::Intermediate => self.intermediate_size,
+            LinearWidth::Queries => self.queries(),
+            LinearWidth::Keys => self.keys(),
+        }
+    }
+
+    /// Numbers in the linears of one layer.
+    fn layer_linears(&self) -> u64 {
+        let outputs = |widths: &[LinearWidth]| widths.iter().map(|&w| self.width(w)).sum::<u64>();
+        self.products().iter().map(|(input, widths)| input * outputs(widths)).sum()
+    }
+
+    /// Numbers in the model.
+    pub fn parameters(&self) -> u64 {
+        let embeddings = if self.tie_word_embeddings { 1 } else { 2 };
+        self.num_hidden_layers * (self.layer_linears() + 2 * self.hidden_size)
+            + self.hidden_size
+            + embeddings * self.vocab_size * self.hidden_size
+    }
+
+    /// Numbers in adapters of this rank on all linears.
+    pub fn adapter_parameters(&self, rank: u64) -> u64 {
+        let product = |(input, widths): &(u64, &[LinearWidth])| -> u64 {
+            widths.iter().map(|&output| rank * (input + self.width(output))).sum()
+        };
+        self.num_hidden_layers * self.products().iter().map(product).sum::<u64>()
+    }
+
+    /// Numbers in the adapters' derived matrices: the B blocks of a product stand in one matrix, as wide
+    /// as its ranks together.
+    fn derived_parameters(&self, rank: u64) -> u64 {
+        let product = |(_, widths): &(u64, &[LinearWidth])| -> u64 {
+            let outputs: u64 = widths.iter().map(|&w| self.width(w)).sum();
+            outputs * rank * widths.len() as u64
+        };
+        self.num_hidden_layers * self.products().iter().map(product).sum::<u64>()
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum LinearWidth {
+    Hidden,
+    Intermediate,
+    Queries,
+    Keys,
+}
+
+/// The memory of a run.
+pub fn estimate(shape: &ModelShape, workload: &Workload) -> Estimate {
+    let tokens = workload.tokens.div_ceil(GRAIN) * GRAIN;
+    Estimate {
+        weights: weights(shape, workload),
+        trainable: trainable(shape, workload),
+        activations: tokens * kept_per_token(shape, workload),
+        workspace: workspace(shape, workload, tokens),
+        runtime: RUNTIME,
+    }
+}
+
+impl Precision {
+    fn bytes(self) -> u64 {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 => 2,
+        }
+    }
+}
+
+impl Trained {
+    fn rank(self) -> u64 {
+        match self {
+            Self::Lora { rank } | Self::Qlora { rank } => rank,
+            Self::Full => 0,
+        }
+    }
+}
+
+fn weights(shape: &ModelShape, workload: &Workload) -> u64 {
+    let bytes = workload.precision.bytes();
+    match workload.trained {
+        Trained::Lora { .. } | Trained::Full => shape.parameters() * bytes,
+        Trained::Qlora { .. } => {
+            let linears = shape.num_hidden_layers * shape.layer_linears();
+            // Half a byte per number, one for each block of 64, and four for each 256 blocks.
+            let quantised = linears / 2 + linears / 64 + linears * 4 / (64 * 256);
+            // The widest product is turned back into plain numbers, one at a time.
+            let scratch = 2 * shape.hidden_size * shape.intermediate_size;
+            quantised + (shape.parameters() - linears + scratch) * bytes
+        }
+    }
+}
+
+/// Values, gradients and two moments in f32, and the moments' and values' copies while a checkpoint is
+/// written.
+fn trainable(shape: &ModelShape, workload: &Workload) -> u64 {
+    match workload.trained {
+        Trained::Lora { rank } | Trained::Qlora { rank } => {
+            let derived = shape.derived_parameters(rank) * workload.precision.bytes();
+            shape.adapter_parameters(rank) * (4 + 4 + 8 + 8) + derived
+        }
+        Trained::Full => {
+            // In bf16 the weights that are updated are kept in f32 beside those that compute.
+            let masters = if workload.precision == Precision::Bf16 { 4 } else { 0 };
+            shape.parameters() * (masters + 4 + 8)
+        }
+    }
+}
+
+/// Bytes per token that wait for the backward pass.
+fn kept_per_token(shape: &ModelShape, workload: &Workload) -> u64 {
+    let bytes = workload.precision.bytes();
+    let (d, layers) = (shape.hidden_size, shape.num_hidden_layers);
+    let (attention, mlp, inner) = layer_per_token(shape, workload);
+    let (own, shared) = match workload.gradient_checkpointing {
+        GradientCheckpointing::None => (attention + mlp + inner, 0),
+        GradientCheckpointing::Mlp => (attention + inner, mlp),
+        GradientCheckpointing::Full => (inner, attention + mlp),
+    };
+    (layers + 1) * d * bytes + layers * own + shared
+}
+
+/// Bytes per token that a layer's attention, its MLP and the adapters' inner products leave.
+fn layer_per_token(shape: &ModelShape, workload: &Workload) -> (u64, u64, u64) {
+    let bytes = workload.precision.bytes();
+    let (d, q, kv) = (shape.hidden_size, shape.queries(), shape.keys());
+    let attention = (q + 2 * kv + q + d) * bytes + (shape.num_attention_heads + 1) * 4;
+    let mlp = 2 * shape.intermediate_size * bytes + 4;
+    (attention, mlp, 7 * workload.trained.rank() * bytes)
+}
+
+fn workspace(shape: &ModelShape, workload: &Workload, tokens: u64) -> u64 {
+    let bytes = workload.precision.bytes();
+    let (d, f) = (shape.hidden_size, shape.intermediate_size);
+    let (q, kv) = (shape.queries(), shape.keys());
+    let ranks = 7 * workload.trained.rank();
+    // Normalised input and two gradients of that width, the activation and its gradient, attention's
+    // gradients, the adapters' inner gradients.
+    let layer = tokens * (3 * d + 2 * f + q + (q + 2 * kv) + ranks) * bytes;
+    let targets = workload.target_tokens.min(tokens);
+    let head = (4 * targets * d + HEAD_ROWS * shape.vocab_size) * bytes;
+    let validation = if workload.has_validation {
+        let (attention, mlp, inner) = layer_per_token(shape, workload);
+        tokens * (attention + mlp + inner + (2 * d + d + f) * bytes)
+    } else {
+        0
+    };
+    let weight_gradients = match workload.trained {
+        // Embedding and head have gradients of the vocabulary's size, counted as trainable; one
+        // linear's is made before it is added.
+        Trained::Full => 2 * d * f * 4,
+        _ => 0,
+    };
+    layer + head + validation + weight_gradients
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LLAMA_8B: ModelShape = ModelShape {
+        hidden_size: 4096,
+        intermediate_size: 14_336,
+        num_hidden_layers: 32,
+        num_attention_heads: 32,
+        num_key_value_heads: 8,
+        head_dim: 128,
+        vocab_size: 128_256,
+        tie_word_embeddings: false,
+    };
+
+    fn workload(trained: Trained) -> Workload {
+        Workload {
+            trained,
+            precision: Precision::Bf16,
+            tokens: 2048,
+            target_tokens: 2048,
+            gradient_checkpointing: GradientCheckpointing::None,
+            has_validation: false,
+        }
+    }
+
+    #[test]
+    fn parameters_are_those_of_published_models() {
+        assert_eq!(LLAMA_8B.parameters(), 8_030_261_248);
+        assert_eq!(LLAMA_8B.adapter_parameters(16), 41_943_040);
+        let smollm = ModelShape {
+            hidden_size: 576,
+            intermediate_size: 1536,
+            num_hidden_layers: 30,
+            num_attention_heads: 9,
+            num_key_value_heads: 3,
+            head_dim: 0,
+            vocab_size: 49_152,
+            tie_word_embeddings: true,
+        };
+        assert_eq!(smollm.parameters(), 134_515_008);
+        assert_eq!(smollm.adapter_parameters(16), 4_884_480);
+    }
+
+    #[test]
+    fn each_saving_saves_and_each_burden_burdens() {
+        let peak = |workload: Workload| estimate(&LLAMA_8B, &workload).peak();
+        let lora = workload(Trained::Lora { rank: 16 });
+        let with = |checkpointing| Workload { gradient_checkpointing: checkpointing, ..lora };
+        let full_precision = Workload { precision: Precision::F32, ..lora };
+        let rising = [
+            peak(workload(Trained::Qlora { rank: 16 })),
+            peak(with(GradientCheckpointing::Full)),
+            peak(with(GradientCheckpointing::Mlp)),
+            peak(lora),
+            peak(Workload { has_validation: true, ..lora }),
+            peak(full_precision),
+            peak(workload(Trained::Full)),
+        ];
+        assert!(rising.is_sorted_by(|a, b| a < b), "{rising:?}");
+    }
+
+    #[test]
+    fn a_config_file_is_a_shape() {
+        let config = r#"{"model_type": "llama", "hidden_size": 64, "intermediate_size": 96,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 101}"#;
+        let shape: ModelShape = serde_json::from_str(config).unwrap();
+        assert_eq!((shape.queries(), shape.keys(), shape.head_size()), (64, 64, 16));
+    }
+}
