@@ -1,11 +1,11 @@
-"""Golden data of the adapter methods: the tiny Llama of llama_fixture.py under other adapters of peft.
+"""Golden data of the adapter methods: the tiny Llama of families_fixture.py under other adapters of peft.
 
 Run in the reference environment (`cargo xtask parity` does); writes below crates/model/tests/fixtures.
 """
 
 import torch
 
-from llama_fixture import CASES as LLAMA, check_reload, check_versions, make_case
+from families_fixture import CASES as LLAMA, check_reload, check_versions, make_case
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 SMALL = dict(LLAMA["llama-tied"]["config"], num_hidden_layers=2, vocab_size=61)

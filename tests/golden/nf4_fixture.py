@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from adapters_fixture import ALL, BIASED
-from llama_fixture import check_reload, check_versions, make_case
+from families_fixture import check_reload, check_versions, make_case
 
 VERSION = "0.50.2"
 OUT = pathlib.Path(__file__).parents[2] / "crates/weights/tests/fixtures/nf4"

@@ -1,4 +1,4 @@
-"""Golden data of the preference losses: what trl computes with the tiny Llama of `llama_fixture.py` and its
+"""Golden data of the preference losses: what trl computes with the tiny Llama of `families_fixture.py` and its
 adapter on pairs of random tokens: loss, every adapter gradient, log-probabilities, and twenty optimizer steps.
 All of it in fp64, because sums of log-probabilities leave fp32 too few digits to compare losses by.
 

@@ -2,14 +2,17 @@
 //!
 //! A packed row holds the query heads, then the key heads, then the value heads of one token. A task is one
 //! document and one key/value head; it walks the queries in blocks so that scores stay in cache and the
-//! masked half is never computed. Probabilities are recomputed in the backward pass from the saved log-sums.
+//! masked half is never computed; with a window, neither are the keys before it. Probabilities are recomputed in
+//! the backward pass from the saved log-sums.
+
+use std::ops::Range;
 
 use matrixmultiply::sgemm;
 use rayon::prelude::*;
 use tch::Tensor;
 
 use crate::rows::Rows;
-use crate::simd::{add_scaled, dot, exp_sum, max, scale};
+use crate::simd::{add_scaled, cap, dot, exp_sum, max, scale};
 use crate::{on_cpu, reference};
 
 /// How a packed row is divided.
@@ -20,6 +23,10 @@ pub struct AttentionShape {
     pub head_dim: usize,
     /// Factor on the scores, usually 1/√head_dim.
     pub scale: f64,
+    /// Keys that a query sees, its own included; all before it when none.
+    pub window: Option<usize>,
+    /// Scores s become c·tanh(s/c).
+    pub softcap: Option<f64>,
 }
 
 impl AttentionShape {
@@ -39,6 +46,13 @@ impl AttentionShape {
     /// Query heads that share a key/value head.
     fn group(&self) -> usize {
         self.heads / self.kv_heads
+    }
+
+    /// Caps raw scores if they are to be capped, and answers the factor that is left to apply.
+    fn capped(&self, scores: &mut [f32]) -> f32 {
+        let Some(limit) = self.softcap else { return self.scale as f32 };
+        cap(scores, (self.scale / limit) as f32, limit as f32);
+        1.0
     }
 }
 
@@ -91,26 +105,38 @@ fn for_tasks(
     tasks.into_par_iter().for_each(|(document, kv_head)| work(document, kv_head));
 }
 
-/// A block of queries of one head against the keys up to its last query.
+/// A block of queries of one head against the keys from the first that one of them sees to the last query.
 struct Block {
     /// First query row.
     row: usize,
     queries: usize,
-    /// Keys that the last query sees; query i of the block sees `keys − queries + i + 1` of them.
+    /// First key row.
+    key_row: usize,
     keys: usize,
+    window: usize,
 }
 
 impl Block {
-    fn of(document: Document) -> impl Iterator<Item = Self> {
+    fn of(document: Document, window: Option<usize>) -> impl Iterator<Item = Self> {
+        let window = window.unwrap_or(usize::MAX);
         (document.start..document.end).step_by(BLOCK).map(move |row| {
             let queries = BLOCK.min(document.end - row);
-            Self { row, queries, keys: row + queries - document.start }
+            let key_row = document.start + (row + 1 - document.start).saturating_sub(window);
+            Self { row, queries, key_row, keys: row + queries - key_row, window }
         })
     }
 
-    fn visible(&self, query: usize) -> usize {
-        self.keys - self.queries + query + 1
+    /// The keys of the block that one of its queries sees.
+    fn visible(&self, query: usize) -> Range<usize> {
+        let end = self.keys - self.queries + query + 1;
+        end.saturating_sub(self.window)..end
     }
+}
+
+/// Zeroes what a row has outside of `visible`.
+fn hide(row: &mut [f32], visible: &Range<usize>) {
+    row[..visible.start].fill(0.0);
+    row[visible.end..].fill(0.0);
 }
 
 fn forward_task(
@@ -124,19 +150,21 @@ fn forward_task(
     let d = shape.head_dim;
     let mut scores = vec![0.0f32; BLOCK * (document.end - document.start)];
     for head in kv_head * shape.group()..(kv_head + 1) * shape.group() {
-        for block in Block::of(document) {
+        for block in Block::of(document, shape.window) {
             let scores = &mut scores[..block.queries * block.keys];
-            block_scores(qkv, shape, document, kv_head, head, &block, scores);
+            block_scores(qkv, shape, kv_head, head, &block, scores);
             for (i, row) in scores.chunks_exact_mut(block.keys).enumerate() {
-                let (seen, hidden) = row.split_at_mut(block.visible(i));
-                let top = max(seen) * shape.scale as f32;
-                let sum = exp_sum(seen, shape.scale as f32, top);
+                let visible = block.visible(i);
+                hide(row, &visible);
+                let seen = &mut row[visible];
+                let factor = shape.capped(seen);
+                let top = max(seen) * factor;
+                let sum = exp_sum(seen, factor, top);
                 scale(seen, 1.0 / sum);
-                hidden.fill(0.0);
                 // SAFETY: this task alone writes the columns of its heads in its document's rows.
                 unsafe { *log_sums.pointer(block.row + i, head) = top + sum.ln() };
             }
-            let value = Strided::at(qkv, document.start, shape.value_column(kv_head));
+            let value = Strided::at(qkv, block.key_row, shape.value_column(kv_head));
             let target = Strided::at(out, block.row, head * d);
             let probabilities = Strided::dense(scores, block.keys);
             product([block.queries, block.keys, d], probabilities, value, 0.0, target);
@@ -148,14 +176,13 @@ fn forward_task(
 fn block_scores(
     qkv: &Rows,
     shape: AttentionShape,
-    document: Document,
     kv_head: usize,
     head: usize,
     block: &Block,
     scores: &mut [f32],
 ) {
     let query = Strided::at(qkv, block.row, head * shape.head_dim);
-    let key = Strided::at(qkv, document.start, shape.key_column(kv_head)).transposed();
+    let key = Strided::at(qkv, block.key_row, shape.key_column(kv_head)).transposed();
     let target = Strided::dense(scores, block.keys);
     product([block.queries, shape.head_dim, block.keys], query, key, 0.0, target);
 }
@@ -213,18 +240,18 @@ fn backward_task(saved: &Saved, d_qkv: &Rows, document: Document, kv_head: usize
         row[key_column..key_column + d].fill(0.0);
         row[value_column..value_column + d].fill(0.0);
     }
-    let key = Strided::at(&saved.qkv, document.start, key_column);
-    let value = Strided::at(&saved.qkv, document.start, value_column);
-    let d_key = Strided::at(d_qkv, document.start, key_column);
-    let d_value = Strided::at(d_qkv, document.start, value_column);
     for head in kv_head * shape.group()..(kv_head + 1) * shape.group() {
-        for block in Block::of(document) {
+        for block in Block::of(document, shape.window) {
             let (queries, keys) = (block.queries, block.keys);
+            let key = Strided::at(&saved.qkv, block.key_row, key_column);
+            let value = Strided::at(&saved.qkv, block.key_row, value_column);
+            let d_key = Strided::at(d_qkv, block.key_row, key_column);
+            let d_value = Strided::at(d_qkv, block.key_row, value_column);
             let (p, dp) = (&mut p[..queries * keys], &mut dp[..queries * keys]);
             let query = Strided::at(&saved.qkv, block.row, head * d);
             let d_out = Strided::at(&saved.d_out, block.row, head * d);
             product([queries, d, keys], d_out, value.transposed(), 0.0, Strided::dense(dp, keys));
-            block_scores(&saved.qkv, shape, document, kv_head, head, &block, p);
+            block_scores(&saved.qkv, shape, kv_head, head, &block, p);
             score_gradients(saved, &block, head, p, dp);
             let (p, ds) = (Strided::dense(p, keys), Strided::dense(dp, keys));
             product([keys, queries, d], p.transposed(), d_out, 1.0, d_value);
@@ -236,25 +263,48 @@ fn backward_task(saved: &Saved, d_qkv: &Rows, document: Document, kv_head: usize
 }
 
 /// Turns raw scores into probabilities, and their gradients `dp` into those of the raw scores:
-/// `ds = scale · p ⊙ (dp − Σ d_out ⊙ out)`.
+/// `ds = scale · p ⊙ (dp − Σ d_out ⊙ out)`, times the slope of the cap if there is one.
 fn score_gradients(saved: &Saved, block: &Block, head: usize, p: &mut [f32], dp: &mut [f32]) {
     let (d, factor) = (saved.shape.head_dim, saved.shape.scale as f32);
     let rows = p.chunks_exact_mut(block.keys).zip(dp.chunks_exact_mut(block.keys));
     for (i, (p, dp)) in rows.enumerate() {
         let (row, columns) = (block.row + i, head * d..(head + 1) * d);
         let delta = dot(&saved.d_out.row(row)[columns.clone()], &saved.out.row(row)[columns]);
-        let (p, p_hidden) = p.split_at_mut(block.visible(i));
-        let (dp, dp_hidden) = dp.split_at_mut(block.visible(i));
-        exp_sum(p, factor, saved.log_sums.row(row)[head]);
-        for (dp, p) in dp.iter_mut().zip(p.iter()) {
-            *dp = factor * *p * (*dp - delta);
+        let visible = block.visible(i);
+        hide(p, &visible);
+        hide(dp, &visible);
+        let (p, dp) = (&mut p[visible.clone()], &mut dp[visible]);
+        let left = saved.shape.capped(p);
+        if let Some(limit) = saved.shape.softcap {
+            slope(dp, p, delta, 1.0 / limit as f32);
+            exp_sum(p, left, saved.log_sums.row(row)[head]);
+            scaled_product(dp, factor, p);
+        } else {
+            exp_sum(p, left, saved.log_sums.row(row)[head]);
+            for (dp, p) in dp.iter_mut().zip(p.iter()) {
+                *dp = factor * *p * (*dp - delta);
+            }
         }
-        p_hidden.fill(0.0);
-        dp_hidden.fill(0.0);
     }
 }
 
-/// Attention of new tokens over a cache: row i of `q` sees the first `cached + i + 1` rows of keys and values.
+/// `dp = (dp − delta) · (1 − (capped/limit)²)`
+fn slope(dp: &mut [f32], capped: &[f32], delta: f32, inverse_limit: f32) {
+    for (dp, capped) in dp.iter_mut().zip(capped) {
+        let t = capped * inverse_limit;
+        *dp = (*dp - delta) * (1.0 - t * t);
+    }
+}
+
+/// `dp = factor · p ⊙ dp`
+fn scaled_product(dp: &mut [f32], factor: f32, p: &[f32]) {
+    for (dp, p) in dp.iter_mut().zip(p) {
+        *dp *= factor * p;
+    }
+}
+
+/// Attention of new tokens over a cache: row i of `q` sees the first `cached + i + 1` rows of keys and values,
+/// or the last of them that the window leaves.
 ///
 /// Shapes: q `[N, heads · head_dim]`; keys, values `[≥ cached + N, kv_heads · head_dim]`; out as q.
 pub fn cached_attention(
@@ -276,14 +326,17 @@ pub fn cached_attention(
         let (row, head) = (task / shape.heads, task % shape.heads);
         let columns = head / shape.group() * d..(head / shape.group() + 1) * d;
         let query = &q.row(row)[head * d..(head + 1) * d];
+        let end = cached + row + 1;
+        let seen = end.saturating_sub(shape.window.unwrap_or(end))..end;
         let mut p: Vec<f32> =
-            (0..cached + row + 1).map(|key| dot(query, &keys.row(key)[columns.clone()])).collect();
-        let top = max(&p) * shape.scale as f32;
-        let sum = exp_sum(&mut p, shape.scale as f32, top);
+            seen.clone().map(|key| dot(query, &keys.row(key)[columns.clone()])).collect();
+        let factor = shape.capped(&mut p);
+        let top = max(&p) * factor;
+        let sum = exp_sum(&mut p, factor, top);
         // SAFETY: this task alone writes its head's columns of its row.
         let out = unsafe { std::slice::from_raw_parts_mut(out.pointer(row, head * d), d) };
         out.fill(0.0);
-        for (key, p) in p.iter().enumerate() {
+        for (key, p) in seen.zip(&p) {
             add_scaled(out, p / sum, &values.row(key)[columns.clone()]);
         }
     });

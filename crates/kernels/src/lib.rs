@@ -13,13 +13,14 @@ mod attention;
 mod cross_entropy;
 mod cuda;
 mod dropout;
+mod gated;
 mod nf4;
 mod norm;
 pub mod reference;
 mod rope;
 mod rows;
 mod simd;
-mod swiglu;
+mod softcap;
 
 pub use adamw::{AdamW, adamw, sum_of_squares};
 pub use attention::{AttentionShape, attention, attention_backward, cached_attention};
@@ -28,10 +29,11 @@ pub use cross_entropy::{
 };
 pub use cuda::load_cuda;
 pub use dropout::dropout;
+pub use gated::{Activation, gated, gated_backward_};
 pub use nf4::{Nf4, nf4_dequantise};
 pub use norm::{rms_norm, rms_norm_backward};
 pub use rope::{Rotary, rotate_};
-pub use swiglu::{swiglu, swiglu_backward_};
+pub use softcap::{softcap_, softcap_backward_};
 
 use tch::{Device, Kind, Tensor};
 

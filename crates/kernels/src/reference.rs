@@ -5,7 +5,7 @@
 use tch::{IndexOp, Kind, Tensor};
 
 use crate::nf4::{BLOCK, NESTED_BLOCK};
-use crate::{AdamW, AttentionShape, Factors, Nf4, Rotary, TargetLog, TokenLoss};
+use crate::{Activation, AdamW, AttentionShape, Factors, Nf4, Rotary, TargetLog, TokenLoss};
 
 fn write(target: &Tensor, value: &Tensor) {
     // tch wants a mutable handle for what is one shared tensor.
@@ -13,15 +13,22 @@ fn write(target: &Tensor, value: &Tensor) {
 }
 
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64, out: &Tensor, rstd: &Tensor) {
+    let x = segments(x, weight);
     let r = (x.square().mean_dim(-1, true, Kind::Float) + eps).rsqrt();
-    write(out, &(x * &r * weight));
-    write(rstd, &r.squeeze_dim(-1));
+    write(&segments(out, weight), &(x * &r * weight));
+    write(&rstd.view([r.size()[0], r.size()[1]]), &r.squeeze_dim(-1));
+}
+
+/// Rows `[T, n·D]` as `[T, n, D]`, D the weight's width.
+fn segments(x: &Tensor, weight: &Tensor) -> Tensor {
+    x.view([x.size()[0], -1, weight.size()[0]])
 }
 
 pub fn rms_norm_backward(dy: &Tensor, x: &Tensor, weight: &Tensor, rstd: &Tensor, dx: &Tensor) {
-    let (g, r) = (dy * weight, rstd.unsqueeze(-1));
-    let along = (&g * x).mean_dim(-1, true, Kind::Float) * r.pow_tensor_scalar(3);
-    write(dx, &(dx + &g * &r - x * along));
+    let (dy, x, dx) = (segments(dy, weight), segments(x, weight), segments(dx, weight));
+    let (g, r) = (dy * weight, rstd.view([x.size()[0], -1, 1]));
+    let along = (&g * &x).mean_dim(-1, true, Kind::Float) * r.pow_tensor_scalar(3);
+    write(&dx, &(&dx + &g * &r - x * along));
 }
 
 pub fn rotate_(x: &Tensor, positions: &[i64], rotary: &Rotary, heads: usize, inverse: bool) {
@@ -32,27 +39,51 @@ pub fn rotate_(x: &Tensor, positions: &[i64], rotary: &Rotary, heads: usize, inv
     if inverse {
         sin = -sin;
     }
-    let view = x.narrow(1, 0, heads as i64 * half * 2).view([-1, heads as i64, half * 2]);
+    let (heads, head_dim) = (heads as i64, rotary.head_dim as i64);
+    let view = x.narrow(1, 0, heads * head_dim).view([-1, heads, head_dim]);
+    let view = view.narrow(2, 0, half * 2);
     let (a, b) = (view.narrow(2, 0, half), view.narrow(2, half, half));
     let rotated = Tensor::cat(&[&a * &cos - &b * &sin, &b * &cos + &a * &sin], 2);
     write(&view, &rotated);
 }
 
-pub fn swiglu(gate_up: &Tensor, out: &Tensor) {
+pub fn gated(activation: Activation, gate_up: &Tensor, out: &Tensor) {
     let parts = gate_up.chunk(2, 1);
-    write(out, &(parts[0].silu() * &parts[1]));
+    let active = match activation {
+        Activation::Silu => parts[0].silu(),
+        Activation::GeluTanh => parts[0].gelu("tanh"),
+    };
+    write(out, &(active * &parts[1]));
 }
 
-pub fn swiglu_backward_(gate_up: &Tensor, d_out: &Tensor) {
+pub fn gated_backward_(activation: Activation, gate_up: &Tensor, d_out: &Tensor) {
     let parts = gate_up.chunk(2, 1);
     let (gate, up) = (&parts[0], &parts[1]);
-    let s = gate.sigmoid();
-    let silu = gate * &s;
-    let d_gate = d_out * up * &s * (gate * (1.0 - &s) + 1.0);
-    let d_up = d_out * &silu;
-    write(d_out, &(&silu * up));
+    let (active, slope) = match activation {
+        Activation::Silu => {
+            let s = gate.sigmoid();
+            (gate * &s, &s * (gate * (1.0 - &s) + 1.0))
+        }
+        Activation::GeluTanh => {
+            let (a, b) = ((2.0 / std::f64::consts::PI).sqrt(), 0.044715);
+            let t = ((gate + gate.pow_tensor_scalar(3) * b) * a).tanh();
+            let inner = (gate.square() * (3.0 * b) + 1.0) * a;
+            let slope = (&t + 1.0 + gate * (1.0 - t.square()) * inner) * 0.5;
+            (gate * (t + 1.0) * 0.5, slope)
+        }
+    };
+    let (d_gate, d_up) = (d_out * up * slope, d_out * &active);
+    write(d_out, &(active * up));
     write(gate, &d_gate);
     write(up, &d_up);
+}
+
+pub fn softcap_(x: &Tensor, cap: f64) {
+    write(x, &((x / cap).tanh() * cap));
+}
+
+pub fn softcap_backward_(dy: &Tensor, y: &Tensor, cap: f64) {
+    write(dy, &(dy * (1.0 - (y / cap).square())));
 }
 
 pub fn cross_entropy_(logits: &Tensor, targets: &[i64], factors: Factors<'_>) -> TokenLoss {
@@ -111,9 +142,21 @@ fn split_heads(qkv: &Tensor, shape: AttentionShape) -> [Tensor; 3] {
     [heads(0, h), repeat(heads(h, k)), repeat(heads(h + k, k))]
 }
 
-fn causal_mask(queries: i64, keys: i64, like: &Tensor) -> Tensor {
-    let ones = Tensor::ones([queries, keys], (Kind::Bool, like.device()));
-    ones.triu(keys - queries + 1)
+/// Scaled and capped scores of the last queries against all keys, minus infinity where a key is hidden.
+fn scores(q: &Tensor, k: &Tensor, shape: AttentionShape) -> Tensor {
+    let (queries, keys) = (q.size()[1], k.size()[1]);
+    let ones = Tensor::ones([queries, keys], (Kind::Bool, q.device()));
+    let future = ones.triu(keys - queries + 1);
+    let hidden = match shape.window {
+        Some(window) => future.logical_or(&ones.tril(keys - queries - window as i64)),
+        None => future,
+    };
+    let scores = q.matmul(&k.mt()) * shape.scale;
+    let scores = match shape.softcap {
+        Some(cap) => (scores / cap).tanh() * cap,
+        None => scores,
+    };
+    scores.masked_fill(&hidden, f64::NEG_INFINITY)
 }
 
 pub fn attention(
@@ -126,8 +169,7 @@ pub fn attention(
     for pair in cu_seqlens.windows(2) {
         let (start, end) = (i64::from(pair[0]), i64::from(pair[1]));
         let [q, k, v] = split_heads(&qkv.i(start..end), shape);
-        let mask = causal_mask(end - start, end - start, qkv);
-        let scores = (q.matmul(&k.mt()) * shape.scale).masked_fill(&mask, f64::NEG_INFINITY);
+        let scores = scores(&q, &k, shape);
         let o = scores.softmax(-1, Kind::Float).matmul(&v).transpose(0, 1);
         write(&out.i(start..end), &o.reshape([end - start, -1]));
         write(&log_sums.i(start..end), &scores.logsumexp([-1], false).tr());
@@ -146,13 +188,17 @@ pub fn attention_backward(
         let (start, end) = (i64::from(pair[0]), i64::from(pair[1]));
         let len = end - start;
         let [query, key, value] = split_heads(&qkv.i(start..end), shape);
-        let mask = causal_mask(len, len, qkv);
-        let scores = (query.matmul(&key.mt()) * shape.scale).masked_fill(&mask, f64::NEG_INFINITY);
+        let scores = scores(&query, &key, shape);
         let p = scores.softmax(-1, Kind::Float);
         let d_o = d_out.i(start..end).view([len, h, d]).transpose(0, 1);
         let dp = d_o.matmul(&value.mt());
         let delta = (&dp * &p).sum_dim_intlist([-1i64].as_slice(), true, Kind::Float);
         let ds = &p * (dp - delta) * shape.scale;
+        let ds = match shape.softcap {
+            // Hidden scores are infinite; their probability is 0, and so must the product be.
+            Some(cap) => ds * (1.0 - (scores / cap).clamp(-1.0, 1.0).square()),
+            None => ds,
+        };
         let per_group = |t: Tensor| {
             let grouped = t.view([k, h / k, len, d]);
             grouped.sum_dim_intlist([1i64].as_slice(), false, Kind::Float)
@@ -184,9 +230,7 @@ pub fn cached_attention(
     };
     let (k, v) = (packed(keys, shape.kv_heads), packed(values, shape.kv_heads));
     let q = q.view([new, shape.heads as i64, shape.head_dim as i64]).transpose(0, 1);
-    let mask = causal_mask(new, total, &q);
-    let scores = (q.matmul(&k.mt()) * shape.scale).masked_fill(&mask, f64::NEG_INFINITY);
-    let o = scores.softmax(-1, Kind::Float).matmul(&v).transpose(0, 1);
+    let o = scores(&q, &k, shape).softmax(-1, Kind::Float).matmul(&v).transpose(0, 1);
     write(out, &o.reshape([new, -1]));
 }
 

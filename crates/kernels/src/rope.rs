@@ -6,51 +6,61 @@ use crate::rows::{Rows, for_rows};
 use crate::simd::multiversion;
 use crate::{on_cpu, reference};
 
-/// Tables of cosines and sines by position, `[positions, head_dim / 2]` each.
+/// Tables of cosines and sines, `[rows, rotated / 2]` each, where `rotated` ≤ `head_dim` is the number of leading
+/// elements of a head that are rotated.
 #[derive(Debug)]
 pub struct Rotary {
     pub cos: Tensor,
     pub sin: Tensor,
+    pub head_dim: usize,
 }
 
 impl Rotary {
-    /// Tables for positions `0..positions` from the inverse frequencies of one head (`head_dim / 2` of them).
-    /// Angles are computed in f64 and rounded once.
-    pub fn new(inverse_frequencies: &[f64], positions: usize, device: Device) -> Self {
-        let angles = |f: fn(f64) -> f64| -> Tensor {
-            let values: Vec<f32> = (0..positions)
-                .flat_map(|p| inverse_frequencies.iter().map(move |w| f(p as f64 * w) as f32))
+    /// One row for each of the positions `0..positions` and each set of inverse frequencies, set by set; cosines
+    /// and sines are multiplied by `factor`. Angles are computed in f64 and rounded once.
+    pub fn new(
+        frequency_sets: &[Vec<f64>],
+        positions: usize,
+        head_dim: usize,
+        factor: f64,
+        device: Device,
+    ) -> Self {
+        let half = frequency_sets[0].len();
+        assert!(half * 2 <= head_dim && frequency_sets.iter().all(|set| set.len() == half));
+        let table = |f: fn(f64) -> f64| -> Tensor {
+            let values: Vec<f32> = frequency_sets
+                .iter()
+                .flat_map(|set| (0..positions).map(move |position| (set, position as f64)))
+                .flat_map(|(set, p)| set.iter().map(move |w| (f(p * w) * factor) as f32))
                 .collect();
-            Tensor::from_slice(&values)
-                .view([positions as i64, inverse_frequencies.len() as i64])
-                .to_device(device)
+            Tensor::from_slice(&values).view([-1, half as i64]).to_device(device)
         };
-        Self { cos: angles(f64::cos), sin: angles(f64::sin) }
+        Self { cos: table(f64::cos), sin: table(f64::sin), head_dim }
     }
 
-    pub fn positions(&self) -> usize {
+    pub fn rows(&self) -> usize {
         self.cos.size()[0] as usize
     }
 }
 
-/// Rotates the first `heads` heads of every row in place, by its position; with `inverse`, back (which is
-/// also the backward pass).
+/// Rotates the first `heads` heads of every row in place, by the row of the tables that `positions` names; with
+/// `inverse`, by the opposite angle, which is the backward pass.
 ///
-/// Shapes: x `[T, ≥ heads · head_dim]`; positions has T entries below `rotary.positions()`.
+/// Shapes: x `[T, ≥ heads · head_dim]`; positions has T entries below `rotary.rows()`.
 pub fn rotate_(x: &Tensor, positions: &[i64], rotary: &Rotary, heads: usize, inverse: bool) {
     if !on_cpu(x) {
         return reference::rotate_(x, positions, rotary, heads, inverse);
     }
     let (x, cos, sin) = (Rows::of(x), Rows::of(&rotary.cos), Rows::of(&rotary.sin));
     assert_eq!(x.len, positions.len());
-    assert!(x.width >= heads * cos.width * 2);
-    let sign = if inverse { -1.0 } else { 1.0 };
+    assert!(x.width >= heads * rotary.head_dim);
+    let (sign, head_dim) = (if inverse { -1.0 } else { 1.0 }, rotary.head_dim);
     for_rows(x.len, |t| {
         let position = positions[t] as usize;
         // SAFETY: one thread per row index, so row t is ours alone.
         let row = unsafe { x.row_mut(t) };
-        for head in row.chunks_exact_mut(cos.width * 2).take(heads) {
-            rotate_head(head, cos.row(position), sin.row(position), sign);
+        for head in row.chunks_exact_mut(head_dim).take(heads) {
+            rotate_head(&mut head[..cos.width * 2], cos.row(position), sin.row(position), sign);
         }
     });
 }

@@ -1,7 +1,7 @@
 //! Every CPU operation against its plain-tch reference, and the backward ones against autograd, on random
 //! inputs of awkward sizes.
 
-use kernels::{AdamW, AttentionShape, Factors, Rotary, reference};
+use kernels::{Activation, AdamW, AttentionShape, Factors, Rotary, reference};
 use tch::{Device, IndexOp, Kind, Tensor};
 
 fn random(shape: &[i64]) -> Tensor {
@@ -54,7 +54,7 @@ fn rms_norm_and_its_gradient() {
 #[test]
 fn rotation_turns_back_to_where_it_began() {
     let frequencies: Vec<f64> = (0..32).map(|i| 10_000f64.powf(-f64::from(i) / 32.0)).collect();
-    let rotary = Rotary::new(&frequencies, 64, Device::Cpu);
+    let rotary = Rotary::new(&[frequencies], 64, 64, 1.0, Device::Cpu);
     let x = random(&[20, 5 * 64 + 3]).narrow(1, 0, 5 * 64);
     let positions: Vec<i64> = (0..20).map(|t| (t * 7) % 64).collect();
     let (fast, slow) = (x.copy(), x.copy());
@@ -67,22 +67,102 @@ fn rotation_turns_back_to_where_it_began() {
 }
 
 #[test]
-fn swiglu_and_its_gradient() {
-    let gate_up = (random(&[19, 2 * 45]) * 4.0).set_requires_grad(true);
-    let dy = random(&[19, 45]);
-    let parts = gate_up.chunk(2, 1);
-    let expected = parts[0].silu() * &parts[1];
-    (&expected * &dy).sum(Kind::Float).backward();
+fn rotation_may_leave_a_part_of_each_head_and_scale_the_rest() {
+    let sets = [vec![1.0, 0.1, 0.01], vec![0.5, 0.05, 0.005]];
+    let rotary = Rotary::new(&sets, 32, 8, 1.5, Device::Cpu);
+    assert_eq!(rotary.rows(), 64);
+    let x = random(&[9, 3 * 8]);
+    // Positions of the second set stand behind those of the first.
+    let positions: Vec<i64> = (0..9).map(|t| 32 + t * 3).collect();
+    let (fast, slow) = (x.copy(), x.copy());
+    kernels::rotate_(&fast, &positions, &rotary, 2, false);
+    reference::rotate_(&slow, &positions, &rotary, 2, false);
+    assert_close("rotate", &fast, &slow, 1e-6);
+    assert_eq!(fast.narrow(1, 6, 2), x.narrow(1, 6, 2), "the end of a head is not rotated");
+    let angle = 8.0 * 3.0 * 0.5f64;
+    let (a, b) = (x.double_value(&[8, 0]), x.double_value(&[8, 3]));
+    let expected = 1.5 * (a * angle.cos() - b * angle.sin());
+    assert!((fast.double_value(&[8, 0]) - expected).abs() < 1e-5);
+    // The backward pass is the transpose: ⟨R·x, y⟩ = ⟨x, Rᵀ·y⟩.
+    let y = random(&[9, 3 * 8]);
+    let back = y.copy();
+    kernels::rotate_(&back, &positions, &rotary, 2, true);
+    let product = |a: &Tensor, b: &Tensor| (a * b).sum(Kind::Double).double_value(&[]);
+    assert!((product(&fast, &y) - product(&x, &back)).abs() < 1e-4);
+}
+
+#[test]
+fn gated_activations_and_their_gradients() {
+    for activation in [Activation::Silu, Activation::GeluTanh] {
+        let gate_up = (random(&[19, 2 * 45]) * 4.0).set_requires_grad(true);
+        let dy = random(&[19, 45]);
+        let parts = gate_up.chunk(2, 1);
+        let active = match activation {
+            Activation::Silu => parts[0].silu(),
+            Activation::GeluTanh => parts[0].gelu("tanh"),
+        };
+        let expected = active * &parts[1];
+        (&expected * &dy).sum(Kind::Float).backward();
+        for (name, forward, backward) in [
+            ("fast", kernels::gated as fn(_, &_, &_), kernels::gated_backward_ as fn(_, &_, &_)),
+            ("reference", reference::gated, reference::gated_backward_),
+        ] {
+            let what = format!("{name} {activation:?}");
+            let (out, d_gate_up, d_out) = (poison(&[19, 45]), gate_up.detach().copy(), dy.copy());
+            forward(activation, &d_gate_up, &out);
+            assert_close(&what, &out, &expected.detach(), 1e-6);
+            backward(activation, &d_gate_up, &d_out);
+            assert_close(&what, &d_gate_up, &gate_up.grad(), 1e-6);
+            assert_close(&what, &d_out, &expected.detach(), 1e-6);
+        }
+    }
+}
+
+#[test]
+fn segments_of_a_row_are_normalised_one_by_one() {
+    let (t, n, d) = (21, 3, 16);
+    // As in a packed row: the segments are a part of something wider.
+    let x = random(&[t, n * d + 5]).narrow(1, 2, n * d);
+    let (w, dy) = (random(&[d]), random(&[t, n * d]));
+    let one_by_one = x.copy().view([t * n, d]);
+    let (expected, rstd_expected) = (poison(&[t * n, d]), poison(&[t * n]));
+    reference::rms_norm(&one_by_one, &w, 1e-5, &expected, &rstd_expected);
+    let dx_expected = random(&[t, n * d]);
+    let dx_start = dx_expected.copy();
+    let dx_rows = dx_expected.view([t * n, d]);
+    reference::rms_norm_backward(&dy.view([t * n, d]), &one_by_one, &w, &rstd_expected, &dx_rows);
     for (name, forward, backward) in [
-        ("fast", kernels::swiglu as fn(&_, &_), kernels::swiglu_backward_ as fn(&_, &_)),
-        ("reference", reference::swiglu, reference::swiglu_backward_),
+        (
+            "fast",
+            kernels::rms_norm as fn(&_, &_, _, &_, &_),
+            kernels::rms_norm_backward as fn(&_, &_, &_, &_, &_),
+        ),
+        ("reference", reference::rms_norm, reference::rms_norm_backward),
     ] {
-        let (out, d_gate_up, d_out) = (poison(&[19, 45]), gate_up.detach().copy(), dy.copy());
-        forward(&d_gate_up, &out);
-        assert_close(name, &out, &expected.detach(), 1e-6);
-        backward(&d_gate_up, &d_out);
-        assert_close(name, &d_gate_up, &gate_up.grad(), 1e-6);
-        assert_close(name, &d_out, &expected.detach(), 1e-6);
+        let (out, rstd, dx) = (poison(&[t, n * d]), poison(&[t, n]), dx_start.copy());
+        forward(&x, &w, 1e-5, &out, &rstd);
+        assert_close(name, &out, &expected.view([t, n * d]), 1e-6);
+        assert_close(name, &rstd, &rstd_expected.view([t, n]), 1e-6);
+        backward(&dy, &x, &w, &rstd, &dx);
+        assert_close(name, &dx, &dx_expected, 1e-6);
+    }
+}
+
+#[test]
+fn softcap_and_its_gradient() {
+    let x = (random(&[9, 301]) * 20.0).set_requires_grad(true);
+    let dy = random(&[9, 301]);
+    let y = (&x / 30.0).tanh() * 30.0;
+    (&y * &dy).sum(Kind::Float).backward();
+    for (name, forward, backward) in [
+        ("fast", kernels::softcap_ as fn(&_, _), kernels::softcap_backward_ as fn(&_, &_, _)),
+        ("reference", reference::softcap_, reference::softcap_backward_),
+    ] {
+        let (capped, dx) = (x.detach().copy(), dy.copy());
+        forward(&capped, 30.0);
+        assert_close(name, &capped, &y.detach(), 1e-6);
+        backward(&dx, &capped, 30.0);
+        assert_close(name, &dx, &x.grad(), 2e-6);
     }
 }
 
@@ -107,6 +187,10 @@ fn cross_entropy_and_its_gradient() {
         assert_close("gradient", &fast, &logits.grad(), 1e-6);
         assert_close("reference gradient", &slow, &logits.grad(), 1e-6);
     }
+}
+
+fn shape(heads: usize, kv_heads: usize, head_dim: usize) -> AttentionShape {
+    AttentionShape { heads, kv_heads, head_dim, scale: 0.3, window: None, softcap: None }
 }
 
 #[test]
@@ -137,14 +221,25 @@ fn log_probabilities_and_the_gradient_of_their_weighted_sum() {
 
 #[test]
 fn attention_and_its_gradient_stay_inside_documents() {
-    for (heads, kv_heads, head_dim) in [(4, 2, 16), (9, 3, 64), (2, 2, 8)] {
-        let shape = AttentionShape { heads, kv_heads, head_dim, scale: 0.3 };
+    let shapes = [
+        shape(4, 2, 16),
+        shape(9, 3, 64),
+        shape(2, 2, 8),
+        // Windows of one key, inside a block, of a block and a bit, and wider than any document.
+        AttentionShape { window: Some(1), ..shape(2, 1, 8) },
+        AttentionShape { window: Some(5), ..shape(4, 2, 16) },
+        AttentionShape { window: Some(70), ..shape(4, 2, 16) },
+        AttentionShape { window: Some(1000), ..shape(2, 2, 8) },
+        AttentionShape { softcap: Some(2.0), ..shape(4, 2, 16) },
+        AttentionShape { window: Some(33), softcap: Some(5.0), ..shape(4, 2, 16) },
+    ];
+    for shape in shapes {
         // One token, one short, one that ends inside a block, one of exactly a block and one beyond two.
         let cu_seqlens = [0, 1, 8, 78, 142, 300];
-        let (t, q) = (300, (heads * head_dim) as i64);
+        let (t, q) = (300, (shape.heads * shape.head_dim) as i64);
         let qkv = random(&[t, shape.width() as i64]);
         let d_out = random(&[t, q]);
-        let (out, lse) = (poison(&[t, q]), poison(&[t, heads as i64]));
+        let (out, lse) = (poison(&[t, q]), poison(&[t, shape.heads as i64]));
         let (out_expected, lse_expected) = (out.copy(), lse.copy());
         kernels::attention(&qkv, &cu_seqlens, shape, &out, &lse);
         reference::attention(&qkv, &cu_seqlens, shape, &out_expected, &lse_expected);
@@ -154,16 +249,16 @@ fn attention_and_its_gradient_stay_inside_documents() {
         let (d_fast, d_slow) = (qkv.full_like(f64::NAN), qkv.full_like(f64::NAN));
         kernels::attention_backward(&d_out, &qkv, &out, &lse, &cu_seqlens, shape, &d_fast);
         reference::attention_backward(&d_out, &qkv, &cu_seqlens, shape, &d_slow);
-        assert_close("attention gradient", &d_fast, &d_slow, 2e-6);
+        assert_close(&format!("gradient of {shape:?}"), &d_fast, &d_slow, 2e-6);
 
         let leaf = qkv.copy().set_requires_grad(true);
         let whole = autograd_attention(&leaf, &cu_seqlens, shape);
         (whole * &d_out).sum(Kind::Float).backward();
-        assert_close("autograd", &d_fast, &leaf.grad(), 2e-6);
+        assert_close(&format!("autograd of {shape:?}"), &d_fast, &leaf.grad(), 2e-6);
     }
 }
 
-/// Attention by libtorch's own operation, document by document.
+/// Attention by libtorch's own operations, document by document.
 fn autograd_attention(qkv: &Tensor, cu_seqlens: &[i32], shape: AttentionShape) -> Tensor {
     let (h, k, d) = (shape.heads as i64, shape.kv_heads as i64, shape.head_dim as i64);
     let documents: Vec<Tensor> = cu_seqlens
@@ -172,19 +267,20 @@ fn autograd_attention(qkv: &Tensor, cu_seqlens: &[i32], shape: AttentionShape) -
             let rows = qkv.i(i64::from(pair[0])..i64::from(pair[1]));
             let len = rows.size()[0];
             let part = |start: i64, n: i64| {
-                rows.narrow(1, start * d, n * d).view([1, len, n, d]).transpose(1, 2)
+                let part = rows.narrow(1, start * d, n * d).view([len, n, d]).transpose(0, 1);
+                part.repeat_interleave_self_int(h / n, 0, None::<i64>)
             };
-            let out = Tensor::scaled_dot_product_attention::<Tensor>(
-                &part(0, h),
-                &part(h, k),
-                &part(h + k, k),
-                None,
-                0.0,
-                true,
-                shape.scale,
-                true,
-            );
-            out.transpose(1, 2).reshape([len, h * d])
+            let scores = part(0, h).matmul(&part(h, k).mt()) * shape.scale;
+            let scores = match shape.softcap {
+                Some(cap) => (scores / cap).tanh() * cap,
+                None => scores,
+            };
+            let at = Tensor::arange(len, (Kind::Int64, Device::Cpu));
+            let distance = at.unsqueeze(1) - at.unsqueeze(0);
+            let window = shape.window.map_or(len, |window| window as i64);
+            let hidden = distance.lt(0).logical_or(&distance.ge(window));
+            let p = scores.masked_fill(&hidden, f64::NEG_INFINITY).softmax(-1, Kind::Float);
+            p.matmul(&part(h + k, k)).transpose(0, 1).reshape([len, h * d])
         })
         .collect();
     Tensor::cat(&documents, 0)
@@ -192,7 +288,12 @@ fn autograd_attention(qkv: &Tensor, cu_seqlens: &[i32], shape: AttentionShape) -
 
 #[test]
 fn cached_attention_continues_what_attention_began() {
-    let shape = AttentionShape { heads: 6, kv_heads: 2, head_dim: 16, scale: 0.25 };
+    let plain = shape(6, 2, 16);
+    continue_from_a_cache(plain);
+    continue_from_a_cache(AttentionShape { window: Some(7), softcap: Some(3.0), ..plain });
+}
+
+fn continue_from_a_cache(shape: AttentionShape) {
     let (t, q, kv) = (40, 96, 32);
     let qkv = random(&[t, shape.width() as i64]);
     let (whole, lse) = (poison(&[t, q]), poison(&[t, 6]));

@@ -4,7 +4,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::adapter::Adapter;
 use crate::layout::GROUPS;
-use crate::spec::DecoderSpec;
+use crate::spec::{DecoderSpec, NormPlacement};
 
 /// What the backward pass computes again instead of having kept it: less memory for more time. The
 /// numbers are the same to the last bit.
@@ -45,6 +45,14 @@ pub(crate) struct LayerActivations {
     pub gate_up: Tensor,
     /// X·Aᵀ of each product, `[T, R]`.
     pub s: [Tensor; GROUPS],
+    /// Where branches' outputs have norms: the outputs before them `[T, D]`, and 1/rms `[T]`.
+    pub attention_branch: Tensor,
+    pub mlp_branch: Tensor,
+    pub rstd_attention_out: Tensor,
+    pub rstd_mlp_out: Tensor,
+    /// Where queries and keys have norms: both before them `[T, Q + KV]`, and 1/rms of each norm `[T, norms]`.
+    pub qk: Tensor,
+    pub rstd_qk: [Tensor; 2],
 }
 
 /// All buffers of a pass over at most `capacity` tokens.
@@ -76,6 +84,8 @@ pub(crate) struct Scratch {
     pub d_attention: Tensor,
     /// `[T, Q + 2·KV]`
     pub d_qkv: Tensor,
+    /// Gradient of normalised queries and keys, `[T, Q + KV]`.
+    pub d_qk: Tensor,
     /// `[T, R]` of each product.
     pub ds: [Tensor; GROUPS],
 }
@@ -105,6 +115,12 @@ impl Activations {
                 .map(|width| width as i64);
         let matrix = |width: i64| Tensor::empty([capacity, width], (Kind::Float, device));
         let vector = || Tensor::empty([capacity], (Kind::Float, device));
+        // Nothing is kept for norms that the family does not have.
+        let out = if spec.norm_placement == NormPlacement::Before { 0 } else { d };
+        let (qk, norms) = match spec.qk_norm_widths() {
+            None => (0, [0, 0]),
+            Some([a, b]) => (q + kv, [q / a as i64, kv / b as i64]),
+        };
         let first = LayerActivations {
             rstd_attention: vector(),
             rstd_mlp: vector(),
@@ -114,6 +130,12 @@ impl Activations {
             middle: matrix(d),
             gate_up: matrix(2 * f),
             s: ranks.map(matrix),
+            attention_branch: matrix(out),
+            mlp_branch: matrix(out),
+            rstd_attention_out: vector(),
+            rstd_mlp_out: vector(),
+            qk: matrix(qk),
+            rstd_qk: norms.map(matrix),
         };
         let (layers, recompute) = match keep {
             Keep::Nothing => (1, Recompute::Nothing),
@@ -135,6 +157,7 @@ impl Activations {
                 dx: backward(d),
                 d_attention: backward(q),
                 d_qkv: backward(q + 2 * kv),
+                d_qk: backward(qk),
                 ds: ranks.map(backward),
             },
         }
@@ -156,6 +179,7 @@ impl Activations {
                 dx: cut(&self.scratch.dx),
                 d_attention: cut(&self.scratch.d_attention),
                 d_qkv: cut(&self.scratch.d_qkv),
+                d_qk: cut(&self.scratch.d_qk),
                 ds: self.scratch.ds.each_ref().map(cut),
             },
         }
@@ -189,6 +213,12 @@ impl LayerActivations {
             middle: attention(&self.middle),
             gate_up: mlp(&self.gate_up),
             s: self.s.each_ref().map(Tensor::empty_like),
+            attention_branch: attention(&self.attention_branch),
+            mlp_branch: self.mlp_branch.empty_like(),
+            rstd_attention_out: attention(&self.rstd_attention_out),
+            rstd_mlp_out: self.rstd_mlp_out.empty_like(),
+            qk: attention(&self.qk),
+            rstd_qk: self.rstd_qk.each_ref().map(attention),
         }
     }
 
@@ -201,7 +231,13 @@ impl LayerActivations {
             log_sums: cut(&self.log_sums),
             middle: cut(&self.middle),
             gate_up: cut(&self.gate_up),
-            s: self.s.each_ref().map(cut),
+            s: self.s.each_ref().map(&cut),
+            attention_branch: cut(&self.attention_branch),
+            mlp_branch: cut(&self.mlp_branch),
+            rstd_attention_out: cut(&self.rstd_attention_out),
+            rstd_mlp_out: cut(&self.rstd_mlp_out),
+            qk: cut(&self.qk),
+            rstd_qk: self.rstd_qk.each_ref().map(cut),
         }
     }
 }

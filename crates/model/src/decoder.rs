@@ -4,23 +4,24 @@
 //! pass in plain tch with autograd is in `reference`, and the tests compare the two. Only rows that
 //! predict a target reach the head, in blocks whose logits are overwritten by their gradient.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::path::Path;
 
 use kernels::{
-    AttentionShape, Factors, Rotary, TargetLog, TokenLoss, cross_entropy_, cross_entropy_loss,
-    rms_norm, rms_norm_backward, target_logs,
+    Factors, Rotary, TargetLog, TokenLoss, cross_entropy_, cross_entropy_loss, rms_norm,
+    rms_norm_backward, softcap_, softcap_backward_, target_logs,
 };
 use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::activations::{Activations, Keep, Recompute};
 use crate::adapter::{Adapter, Gradients};
 use crate::batch::{Batch, BatchError, LossSum};
-use crate::layer::{Layer, Pass};
+use crate::layer::{Context, Layer, Pass};
 use crate::layout::GROUPS;
 use crate::linear::Dropout;
 use crate::load::{self, LoadError};
-use crate::spec::DecoderSpec;
+use crate::spec::{DecoderSpec, RopeScaling};
 use crate::weight::Quantization;
 
 /// Rows of the head's blocks: with 49,152 tokens their logits take 50 MB, with 128,256 131 MB.
@@ -52,10 +53,13 @@ pub struct Decoder {
     /// `[V, D]`
     pub(crate) embedding: Tensor,
     pub(crate) layers: Vec<Layer>,
+    /// The final norm's weight, times the factor on logits.
     pub(crate) norm: Tensor,
     /// `[V, D]`; the embedding itself when tied.
     pub(crate) head: Tensor,
-    pub(crate) rotary: Rotary,
+    /// One for each of the spec's kinds of rotation.
+    pub(crate) rotary: Vec<Rotary>,
+    pub(crate) positions: usize,
     pub(crate) parameters: u64,
     pub(crate) quantization: Quantization,
     /// Buffers of training passes and of evaluations, kept from batch to batch.
@@ -97,6 +101,11 @@ impl Decoder {
 
     pub fn spec(&self) -> &DecoderSpec {
         &self.spec
+    }
+
+    /// Positions that can be computed: the context length, up to a limit.
+    pub fn positions(&self) -> usize {
+        self.positions
     }
 
     pub fn device(&self) -> Device {
@@ -154,14 +163,15 @@ impl Decoder {
         options: PassOptions,
         head: impl FnOnce(&Tensor, &Tensor) -> R,
     ) -> Result<R, BatchError> {
-        batch.check(self.spec.vocab_size, self.rotary.positions())?;
+        batch.check(self.spec.vocab_size, self.positions)?;
         let rate = adapter.options().dropout;
         let dropout = (rate > 0.0).then_some(Dropout { rate, seed: options.dropout_seed });
-        let pass = self.pass(batch, Some(adapter), dropout);
+        let rotary_rows = self.rotary_rows(batch);
+        let pass = self.pass(batch, &rotary_rows, Some(adapter), dropout);
         let keep = Keep::ForBackward(options.recompute);
         let buffers = self.buffers(&self.training, batch.tokens(), Some(adapter), keep);
         no_grad(|| {
-            self.forward(batch, &buffers, &pass);
+            self.forward(&batch.input_ids, &buffers, &pass);
             let loss = head(buffers.hidden(self.layers.len()), &buffers.scratch.dh);
             for (index, layer) in self.layers.iter().enumerate().rev() {
                 let (input, kept) = (buffers.hidden(index), buffers.layer(index));
@@ -191,7 +201,7 @@ impl Decoder {
             let x = self.final_norm(&hidden.index_select(0, &rows)).0;
             let mut sum = TokenLoss::default();
             for (x, targets) in head_blocks(&x, &batch.target_ids) {
-                let block = cross_entropy_loss(&x.mm(&self.head.tr()), targets);
+                let block = cross_entropy_loss(&self.head_logits(&x), targets);
                 sum.loss += block.loss;
                 sum.correct += block.correct;
             }
@@ -218,7 +228,7 @@ impl Decoder {
     /// As [`Decoder::forward_backward`].
     pub fn logits(&self, batch: &Batch, adapter: Option<&Adapter>) -> Result<Tensor, BatchError> {
         let hidden = self.hidden_states(batch, adapter)?;
-        Ok(no_grad(|| self.final_norm(&hidden).0.mm(&self.head.tr())))
+        Ok(no_grad(|| self.head_logits(&self.final_norm(&hidden).0)))
     }
 
     fn hidden_states(
@@ -226,15 +236,20 @@ impl Decoder {
         batch: &Batch,
         adapter: Option<&Adapter>,
     ) -> Result<Tensor, BatchError> {
-        batch.check(self.spec.vocab_size, self.rotary.positions())?;
+        batch.check(self.spec.vocab_size, self.positions)?;
         let buffers = self.buffers(&self.evaluation, batch.tokens(), adapter, Keep::Nothing);
-        no_grad(|| self.forward(batch, &buffers, &self.pass(batch, adapter, None)));
+        let rotary_rows = self.rotary_rows(batch);
+        let pass = self.pass(batch, &rotary_rows, adapter, None);
+        no_grad(|| self.forward(&batch.input_ids, &buffers, &pass));
         Ok(buffers.hidden(self.layers.len()).shallow_clone())
     }
 
-    fn forward(&self, batch: &Batch, buffers: &Activations, pass: &Pass<'_>) {
-        let ids = Tensor::from_slice(&batch.input_ids).to_device(self.device);
+    pub(crate) fn forward(&self, ids: &[i64], buffers: &Activations, pass: &Pass<'_>) {
+        let ids = Tensor::from_slice(ids).to_device(self.device);
         let _ = self.embedding.index_select_out(buffers.hidden(0), 0, &ids);
+        if self.spec.embedding_scale != 1.0 {
+            let _ = buffers.hidden(0).shallow_clone().g_mul_scalar_(self.spec.embedding_scale);
+        }
         for (index, layer) in self.layers.iter().enumerate() {
             let (input, output) = (buffers.hidden(index), buffers.hidden(index + 1));
             layer.forward(index, input, output, buffers.layer(index), &buffers.scratch, pass);
@@ -246,7 +261,7 @@ impl Decoder {
         let rows = Tensor::from_slice(&batch.target_rows).to_device(self.device);
         let x = self.final_norm(&hidden.index_select(0, &rows)).0;
         head_blocks(&x, &batch.target_ids)
-            .flat_map(|(x, targets)| target_logs(&x.mm(&self.head.tr()), targets))
+            .flat_map(|(x, targets)| target_logs(&self.head_logits(&x), targets))
             .collect()
     }
 
@@ -268,8 +283,12 @@ impl Decoder {
         let mut sum = TokenLoss::default();
         let mut done = 0;
         for (x, ids) in head_blocks(&x, &batch.target_ids) {
-            let logits = x.mm(&self.head.tr());
+            let logits = self.head_logits(&x);
+            let capped = self.spec.logit_softcap.map(|cap| (cap, logits.copy()));
             let block = cross_entropy_(&logits, ids, factors.part(done as usize, ids.len()));
+            if let Some((cap, capped)) = capped {
+                softcap_backward_(&logits, &capped, cap);
+            }
             let _ = logits.mm_out(&dx.narrow(0, done, x.size()[0]), &self.head);
             sum.loss += block.loss;
             sum.correct += block.correct;
@@ -279,6 +298,15 @@ impl Decoder {
         rms_norm_backward(&dx, &targets, &self.norm, &rstd, &d_targets);
         let _ = dh.index_copy_(0, &rows, &d_targets);
         loss_sum(sum, batch)
+    }
+
+    /// Logits `[N, V]` of rows `[N, D]` after the final norm.
+    pub(crate) fn head_logits(&self, x: &Tensor) -> Tensor {
+        let logits = x.mm(&self.head.tr());
+        if let Some(cap) = self.spec.logit_softcap {
+            softcap_(&logits, cap);
+        }
+        logits
     }
 
     /// The final norm of rows `[N, D]`, and 1/rms of each.
@@ -292,31 +320,53 @@ impl Decoder {
     fn pass<'a>(
         &'a self,
         batch: &'a Batch,
+        rotary_rows: &'a [i64],
         adapter: Option<&'a Adapter>,
         dropout: Option<Dropout>,
     ) -> Pass<'a> {
         Pass {
-            positions: &batch.positions,
-            cu_seqlens: &batch.cu_seqlens,
+            context: Context::Documents(&batch.cu_seqlens),
+            rotary_rows,
             rotary: &self.rotary,
-            shape: self.attention_shape(),
             eps: self.spec.rms_norm_eps,
             adapter,
             dropout,
         }
     }
 
-    pub(crate) fn attention_shape(&self) -> AttentionShape {
-        AttentionShape {
-            heads: self.spec.num_attention_heads,
-            kv_heads: self.spec.num_key_value_heads,
-            head_dim: self.spec.head_dim,
-            scale: 1.0 / (self.spec.head_dim as f64).sqrt(),
+    /// True when a text of so many tokens is rotated as a long one.
+    pub(crate) fn is_long(&self, tokens: usize) -> bool {
+        self.spec.rotary.iter().any(|rotary| match rotary.scaling {
+            RopeScaling::LongRope { original_max_position_embeddings: original, .. } => {
+                tokens > original
+            }
+            _ => false,
+        })
+    }
+
+    /// Row of the rotary tables: those of long texts stand behind the others.
+    pub(crate) fn rotary_row(&self, position: i64, long: bool) -> i64 {
+        if long { position + self.positions as i64 } else { position }
+    }
+
+    /// Rows of the rotary tables of a batch, each document by its own length.
+    pub(crate) fn rotary_rows<'a>(&self, batch: &'a Batch) -> Cow<'a, [i64]> {
+        let longest = batch.positions.iter().max().map_or(0, |&position| position as usize + 1);
+        if !self.is_long(longest) {
+            return Cow::Borrowed(&batch.positions);
         }
+        let documents = batch.cu_seqlens.windows(2);
+        let rows = documents.flat_map(|pair| {
+            let positions = &batch.positions[pair[0] as usize..pair[1] as usize];
+            let end = positions.iter().max().map_or(0, |&position| position as usize + 1);
+            let long = self.is_long(end);
+            positions.iter().map(move |&position| self.rotary_row(position, long))
+        });
+        Cow::Owned(rows.collect())
     }
 
     /// Buffers cut to `tokens`, from `kept` when those are large enough.
-    fn buffers(
+    pub(crate) fn buffers(
         &self,
         kept: &RefCell<Option<Activations>>,
         tokens: usize,

@@ -1,33 +1,55 @@
-//! One decoder layer: attention and gated MLP, each behind a norm and around a residual, forward and back.
+//! One decoder layer: attention and gated MLP, each around a residual and with a norm before, after or both,
+//! forward and back.
 
 use kernels::{
-    AttentionShape, Rotary, attention, attention_backward, rms_norm, rms_norm_backward, rotate_,
-    swiglu, swiglu_backward_,
+    Activation, AttentionShape, Rotary, attention, attention_backward, gated, gated_backward_,
+    rms_norm, rms_norm_backward, rotate_,
 };
 use tch::Tensor;
 
 use crate::activations::{LayerActivations, Recompute, Scratch};
 use crate::adapter::{Adapter, Gradients, Group};
+use crate::generate::CacheEnd;
 use crate::layout::{DOWN, GATE_UP, O, QKV};
 use crate::linear::{Dropout, Linear, Saved};
 
-/// The frozen weights of a layer.
+/// The frozen weights of a layer, and what is particular to it.
 #[derive(Debug)]
 pub(crate) struct Layer {
-    pub attention_norm: Tensor,
+    /// Of the branches' inputs, where the family has them.
+    pub attention_norm: Option<Tensor>,
+    pub mlp_norm: Option<Tensor>,
+    /// Of the branches' outputs.
+    pub attention_out_norm: Option<Tensor>,
+    pub mlp_out_norm: Option<Tensor>,
+    /// Of queries and of keys before rotation: `[head_dim]`, or the width of all heads.
+    pub qk_norm: Option<[Tensor; 2]>,
     pub qkv: Linear,
     pub o: Linear,
-    pub mlp_norm: Tensor,
     pub gate_up: Linear,
     pub down: Linear,
+    pub shape: AttentionShape,
+    /// Index of the rotation; none where queries and keys stay as they are.
+    pub rotary: Option<usize>,
+    pub activation: Activation,
+    /// What the branches are multiplied by before they are added.
+    pub residual_scale: f64,
+}
+
+/// Where the keys and values of a pass are.
+pub(crate) enum Context<'a> {
+    /// In the pass itself: documents by their first rows and, last, the number of rows.
+    Documents(&'a [i32]),
+    /// In a cache, whose end the pass's tokens become.
+    Cache(CacheEnd<'a>),
 }
 
 /// What a pass through any layer needs to know of its surroundings.
 pub(crate) struct Pass<'a> {
-    pub positions: &'a [i64],
-    pub cu_seqlens: &'a [i32],
-    pub rotary: &'a Rotary,
-    pub shape: AttentionShape,
+    pub context: Context<'a>,
+    /// Row of the rotary tables of each token.
+    pub rotary_rows: &'a [i64],
+    pub rotary: &'a [Rotary],
     pub eps: f64,
     pub adapter: Option<&'a Adapter>,
     /// Of this batch; each product of each layer derives its own.
@@ -46,11 +68,6 @@ impl<'a> Pass<'a> {
     fn group(&self, layer: usize, product: usize) -> Option<(&'a Group, Option<Dropout>)> {
         let group = self.adapter?.group(layer, product)?;
         Some((group, self.dropout(layer, product)))
-    }
-
-    /// Heads that are rotated: queries and keys.
-    fn rotated_heads(&self) -> usize {
-        self.shape.heads + self.shape.kv_heads
     }
 }
 
@@ -74,9 +91,9 @@ impl Layer {
     ) {
         self.attend(index, input, kept, scratch, pass);
         self.widen(index, kept, scratch, pass);
-        swiglu(&kept.gate_up, &scratch.act);
+        gated(self.activation, &kept.gate_up, &scratch.act);
         output.shallow_clone().copy_(&kept.middle);
-        self.down.forward(&scratch.act, pass.group(index, DOWN), output, &kept.s[DOWN], true);
+        self.add_branch(index, DOWN, &scratch.act, output, kept, scratch, pass);
     }
 
     /// Computes again what the forward pass left in buffers that other layers have used since: the
@@ -109,19 +126,135 @@ impl Layer {
         scratch: &Scratch,
         pass: &Pass<'_>,
     ) {
-        rms_norm(input, &self.attention_norm, pass.eps, &scratch.x, &kept.rstd_attention);
-        self.qkv.forward(&scratch.x, pass.group(index, QKV), &kept.qkv, &kept.s[QKV], false);
-        rotate_(&kept.qkv, pass.positions, pass.rotary, pass.rotated_heads(), false);
-        attention(&kept.qkv, pass.cu_seqlens, pass.shape, &kept.attention, &kept.log_sums);
+        let (norm, rstd) = (&self.attention_norm, &kept.rstd_attention);
+        let x = branch_input(input, norm, rstd, scratch, pass);
+        self.qkv.forward(x, pass.group(index, QKV), &kept.qkv, &kept.s[QKV], false);
+        self.norm_heads(kept, pass.eps);
+        self.rotate(&kept.qkv, pass, false);
+        match &pass.context {
+            Context::Documents(cu_seqlens) => {
+                attention(&kept.qkv, cu_seqlens, self.shape, &kept.attention, &kept.log_sums);
+            }
+            Context::Cache(end) => end.attend(index, &kept.qkv, self.shape, &kept.attention),
+        }
         kept.middle.shallow_clone().copy_(input);
-        self.o.forward(&kept.attention, pass.group(index, O), &kept.middle, &kept.s[O], true);
+        self.add_branch(index, O, &kept.attention, &kept.middle, kept, scratch, pass);
     }
 
     /// The first half of the MLP: gate and up projections of the normalised `kept.middle`.
     fn widen(&self, index: usize, kept: &LayerActivations, scratch: &Scratch, pass: &Pass<'_>) {
-        rms_norm(&kept.middle, &self.mlp_norm, pass.eps, &scratch.x, &kept.rstd_mlp);
+        let x = branch_input(&kept.middle, &self.mlp_norm, &kept.rstd_mlp, scratch, pass);
         let gate_up = pass.group(index, GATE_UP);
-        self.gate_up.forward(&scratch.x, gate_up, &kept.gate_up, &kept.s[GATE_UP], false);
+        self.gate_up.forward(x, gate_up, &kept.gate_up, &kept.s[GATE_UP], false);
+    }
+
+    /// Normalises queries and keys where they stand in `kept.qkv`.
+    fn norm_heads(&self, kept: &LayerActivations, eps: f64) {
+        let Some(weights) = &self.qk_norm else { return };
+        kept.qk.shallow_clone().copy_(&kept.qkv.narrow(1, 0, kept.qk.size()[1]));
+        let columns = self.qk_columns();
+        for ((weight, columns), rstd) in weights.iter().zip(columns).zip(&kept.rstd_qk) {
+            rms_norm(&columns.of(&kept.qk), weight, eps, &columns.of(&kept.qkv), rstd);
+        }
+    }
+
+    /// Turns the gradient of normalised queries and keys in `scratch.d_qkv` into that of the raw ones.
+    fn norm_heads_backward(&self, kept: &LayerActivations, scratch: &Scratch) {
+        let Some(weights) = &self.qk_norm else { return };
+        let mut target = scratch.d_qkv.narrow(1, 0, kept.qk.size()[1]);
+        scratch.d_qk.shallow_clone().copy_(&target);
+        let _ = target.zero_();
+        let columns = self.qk_columns();
+        for ((weight, columns), rstd) in weights.iter().zip(columns).zip(&kept.rstd_qk) {
+            let (dy, dx) = (columns.of(&scratch.d_qk), columns.of(&target));
+            rms_norm_backward(&dy, &columns.of(&kept.qk), weight, rstd, &dx);
+        }
+    }
+
+    /// Columns of the queries and of the keys in a packed row.
+    fn qk_columns(&self) -> [Columns; 2] {
+        let [q, k] = [self.shape.heads, self.shape.kv_heads].map(|n| n * self.shape.head_dim);
+        [Columns { start: 0, width: q as i64 }, Columns { start: q as i64, width: k as i64 }]
+    }
+
+    fn rotate(&self, qkv: &Tensor, pass: &Pass<'_>, inverse: bool) {
+        if let Some(rotary) = self.rotary {
+            let heads = self.shape.heads + self.shape.kv_heads;
+            rotate_(qkv, pass.rotary_rows, &pass.rotary[rotary], heads, inverse);
+        }
+    }
+
+    /// The norm of a branch's output, by its last product, with the buffers for it.
+    fn output_norm<'a>(
+        &'a self,
+        product: usize,
+        kept: &'a LayerActivations,
+    ) -> Option<(&'a Tensor, &'a Tensor, &'a Tensor)> {
+        let (norm, branch, rstd) = match product {
+            O => (&self.attention_out_norm, &kept.attention_branch, &kept.rstd_attention_out),
+            _ => (&self.mlp_out_norm, &kept.mlp_branch, &kept.rstd_mlp_out),
+        };
+        norm.as_ref().map(|norm| (norm, branch, rstd))
+    }
+
+    /// Adds a branch to the stream: `stream += scale · norm(product(x))`.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the surroundings of a product, as everywhere here"
+    )]
+    fn add_branch(
+        &self,
+        index: usize,
+        product: usize,
+        x: &Tensor,
+        stream: &Tensor,
+        kept: &LayerActivations,
+        scratch: &Scratch,
+        pass: &Pass<'_>,
+    ) {
+        let (linear, group) = (self.linear(product), pass.group(index, product));
+        let s = &kept.s[product];
+        match self.output_norm(product, kept) {
+            None if self.residual_scale == 1.0 => {
+                return linear.forward(x, group, stream, s, true);
+            }
+            None => linear.forward(x, group, &scratch.x, s, false),
+            Some((norm, branch, rstd)) => {
+                linear.forward(x, group, branch, s, false);
+                rms_norm(branch, norm, pass.eps, &scratch.x, rstd);
+            }
+        }
+        let mut branch = scratch.x.shallow_clone();
+        if self.residual_scale != 1.0 {
+            let _ = branch.g_mul_scalar_(self.residual_scale);
+        }
+        let _ = stream.shallow_clone().g_add_(&branch);
+    }
+
+    /// The gradient of a branch's last product from that of the stream, `scratch.dh`.
+    fn branch_gradient<'a>(
+        &self,
+        product: usize,
+        kept: &LayerActivations,
+        scratch: &'a Scratch,
+    ) -> &'a Tensor {
+        let norm = self.output_norm(product, kept);
+        if norm.is_none() && self.residual_scale == 1.0 {
+            return &scratch.dh;
+        }
+        // Free until the gradient of the next branch's input is written.
+        let mut gradient = scratch.dx.shallow_clone();
+        match norm {
+            None => gradient.copy_(&scratch.dh),
+            Some((norm, branch, rstd)) => {
+                let _ = gradient.zero_();
+                rms_norm_backward(&scratch.dh, branch, norm, rstd, &gradient);
+            }
+        }
+        if self.residual_scale != 1.0 {
+            let _ = gradient.g_mul_scalar_(self.residual_scale);
+        }
+        &scratch.dx
     }
 
     /// Takes the gradient of the output in `scratch.dh` and leaves that of the input there; adds the
@@ -135,38 +268,80 @@ impl Layer {
         pass: &Pass<'_>,
         gradients: &mut Gradients,
     ) {
-        let mut product = |linear: &Linear, which: usize, dy: &Tensor, x, dx: Option<&Tensor>| {
+        let Context::Documents(cu_seqlens) = pass.context else {
+            unreachable!("training passes have their keys and values in themselves");
+        };
+        let mut product = |which: usize, dy: &Tensor, x, dx: Option<&Tensor>| {
             let group = pass.group(index, which);
             let saved = Saved { x, s: &kept.s[which], dropout: group.and_then(|(_, d)| d) };
             let adapter = group.map(|(group, _)| (group, &saved));
-            linear.backward(dy, adapter, gradients, &scratch.ds[which], dx);
+            self.linear(which).backward(dy, adapter, gradients, &scratch.ds[which], dx);
         };
         // The MLP. Its activation is recomputed; `act` first serves as the activation's gradient's input.
         let d_act = scratch.act.empty_like();
-        swiglu(&kept.gate_up, &scratch.act);
-        product(&self.down, DOWN, &scratch.dh, &scratch.act, Some(&d_act));
-        swiglu_backward_(&kept.gate_up, &d_act);
-        rms_norm(&kept.middle, &self.mlp_norm, pass.eps, &scratch.x, &kept.rstd_mlp);
-        product(&self.gate_up, GATE_UP, &kept.gate_up, &scratch.x, Some(&scratch.dx));
-        rms_norm_backward(&scratch.dx, &kept.middle, &self.mlp_norm, &kept.rstd_mlp, &scratch.dh);
+        gated(self.activation, &kept.gate_up, &scratch.act);
+        let dy = self.branch_gradient(DOWN, kept, scratch);
+        product(DOWN, dy, &scratch.act, Some(&d_act));
+        gated_backward_(self.activation, &kept.gate_up, &d_act);
+        let (norm, rstd) = (&self.mlp_norm, &kept.rstd_mlp);
+        let x = branch_input(&kept.middle, norm, rstd, scratch, pass);
+        product(GATE_UP, &kept.gate_up, x, Some(&scratch.dx));
+        input_gradient(&kept.middle, norm, rstd, scratch);
 
         // Attention.
-        product(&self.o, O, &scratch.dh, &kept.attention, Some(&scratch.d_attention));
+        let dy = self.branch_gradient(O, kept, scratch);
+        product(O, dy, &kept.attention, Some(&scratch.d_attention));
         attention_backward(
             &scratch.d_attention,
             &kept.qkv,
             &kept.attention,
             &kept.log_sums,
-            pass.cu_seqlens,
-            pass.shape,
+            cu_seqlens,
+            self.shape,
             &scratch.d_qkv,
         );
-        rotate_(&scratch.d_qkv, pass.positions, pass.rotary, pass.rotated_heads(), true);
-        rms_norm(input, &self.attention_norm, pass.eps, &scratch.x, &kept.rstd_attention);
+        self.rotate(&scratch.d_qkv, pass, true);
+        self.norm_heads_backward(kept, scratch);
+        let (norm, rstd) = (&self.attention_norm, &kept.rstd_attention);
+        let x = branch_input(input, norm, rstd, scratch, pass);
         let dx = (index > 0).then_some(&scratch.dx);
-        product(&self.qkv, QKV, &scratch.d_qkv, &scratch.x, dx);
-        if let Some(dx) = dx {
-            rms_norm_backward(dx, input, &self.attention_norm, &kept.rstd_attention, &scratch.dh);
+        product(QKV, &scratch.d_qkv, x, dx);
+        if dx.is_some() {
+            input_gradient(input, norm, rstd, scratch);
         }
+    }
+}
+
+/// A range of columns.
+#[derive(Clone, Copy)]
+struct Columns {
+    start: i64,
+    width: i64,
+}
+
+impl Columns {
+    fn of(self, matrix: &Tensor) -> Tensor {
+        matrix.narrow(1, self.start, self.width)
+    }
+}
+
+/// What a branch reads of the stream: its norm, or the stream itself.
+fn branch_input<'a>(
+    stream: &'a Tensor,
+    norm: &Option<Tensor>,
+    rstd: &Tensor,
+    scratch: &'a Scratch,
+    pass: &Pass<'_>,
+) -> &'a Tensor {
+    let Some(norm) = norm else { return stream };
+    rms_norm(stream, norm, pass.eps, &scratch.x, rstd);
+    &scratch.x
+}
+
+/// Adds to the stream's gradient what came to a branch's input, `scratch.dx`.
+fn input_gradient(stream: &Tensor, norm: &Option<Tensor>, rstd: &Tensor, scratch: &Scratch) {
+    match norm {
+        Some(norm) => rms_norm_backward(&scratch.dx, stream, norm, rstd, &scratch.dh),
+        None => drop(scratch.dh.shallow_clone().g_add_(&scratch.dx)),
     }
 }

@@ -6,7 +6,7 @@
 use weights::peft::{lora_a_key, lora_b_key, magnitude_key};
 
 use crate::adapter::LoraOptions;
-use crate::spec::DecoderSpec;
+use crate::spec::{DecoderSpec, Product, layer_prefix};
 
 /// The four products of a layer, in the order of the forward pass.
 pub(crate) const GROUPS: usize = 4;
@@ -71,37 +71,11 @@ pub(crate) struct Layout {
     pub len: i64,
 }
 
-/// A linear layer of a product: block, name, output columns.
-type Member = (&'static str, &'static str, usize);
-
-/// The input columns and the linears of each product.
-fn linears(spec: &DecoderSpec) -> [(usize, Vec<Member>); GROUPS] {
-    let (d, q, kv, f) =
-        (spec.hidden_size, spec.query_width(), spec.kv_width(), spec.intermediate_size);
-    [
-        (
-            d,
-            vec![
-                ("self_attn", "q_proj", q),
-                ("self_attn", "k_proj", kv),
-                ("self_attn", "v_proj", kv),
-            ],
-        ),
-        (q, vec![("self_attn", "o_proj", d)]),
-        (d, vec![("mlp", "gate_proj", f), ("mlp", "up_proj", f)]),
-        (f, vec![("mlp", "down_proj", d)]),
-    ]
-}
-
 impl Layout {
     pub fn new(spec: &DecoderSpec, options: &LoraOptions) -> Self {
         let mut len = 0;
         let layers = (0..spec.num_hidden_layers)
-            .map(|layer| {
-                linears(spec).map(|(in_width, members)| {
-                    group(layer, in_width as i64, &members, options, &mut len)
-                })
-            })
+            .map(|layer| spec.products().map(|product| group(layer, &product, options, &mut len)))
             .collect();
         Self { layers, len }
     }
@@ -139,17 +113,17 @@ impl Layout {
 
 fn group(
     layer: usize,
-    in_width: i64,
-    members: &[Member],
+    product: &Product,
     options: &LoraOptions,
     len: &mut i64,
 ) -> Option<GroupLayout> {
-    let a_offset = *len;
+    let (in_width, a_offset) = (product.in_width as i64, *len);
     let (mut out_width, mut rank_start) = (0, 0);
     let mut parts = Vec::new();
-    for &(block, name, width) in members {
+    for member in &product.members {
+        let (name, width) = (member.name, member.width);
         if options.target_modules.iter().any(|target| target == name) {
-            let module = format!("model.layers.{layer}.{block}.{name}");
+            let module = format!("{}.{}.{name}", layer_prefix(layer), product.block);
             let rank = options.rank_of(&module);
             parts.push(PartLayout {
                 scale: options.scale_of(&module),

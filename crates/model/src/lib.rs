@@ -1,8 +1,8 @@
 //! What is computed: a decoder-only transformer with adapters inside its linear layers, its training pass
 //! (forward and hand-written backward), evaluation, and generation over a cache.
 //!
-//! A model family is a reader of `config.json` into one [`DecoderSpec`]; no family knows that adapters
-//! exist. Nothing here knows of jobs, files of examples, or processes.
+//! A model family is a row of a table in the `weights` crate, which reads a `config.json` into one
+//! [`DecoderSpec`]; no family knows that adapters exist. Nothing here knows of jobs, files of examples, or processes.
 //!
 //! Shape letters: `T` tokens of a packed batch, `D` hidden size, `Q` = heads · head_dim,
 //! `KV` = key/value heads · head_dim, `F` intermediate size, `V` vocabulary, `R` rank (of a group: the sum).
@@ -11,7 +11,6 @@ mod activations;
 mod adapter;
 mod batch;
 mod decoder;
-mod families;
 mod generate;
 mod layer;
 mod layout;
@@ -20,7 +19,6 @@ mod load;
 pub mod reference;
 mod rope;
 mod sampler;
-mod spec;
 mod weight;
 
 pub use activations::Recompute;
@@ -31,5 +29,6 @@ pub use generate::KvCache;
 pub use kernels::TargetLog;
 pub use load::LoadError;
 pub use sampler::{Sampler, SamplerOptions};
-pub use spec::{DecoderSpec, RopeScaling};
+pub use spec::DecoderSpec;
 pub use weight::Quantization;
+pub(crate) use weights::spec;

@@ -3,17 +3,16 @@
 use std::cell::RefCell;
 use std::path::Path;
 
-use kernels::Rotary;
+use kernels::{Activation, AttentionShape, Rotary};
 use tch::{Device, Tensor};
 use thiserror::Error;
-use weights::TensorFile;
+use weights::{SpecError, TensorFile, read_spec};
 
 use crate::decoder::Decoder;
-use crate::families::read_config;
 use crate::layer::Layer;
 use crate::linear::Linear;
-use crate::rope::inverse_frequencies;
-use crate::spec::DecoderSpec;
+use crate::rope::frequency_sets;
+use crate::spec::{self, DecoderSpec, Product};
 use crate::weight::{Quantization, Scratch, Weight};
 
 /// A model folder that cannot be used.
@@ -23,8 +22,8 @@ pub enum LoadError {
     Read { path: String, source: std::io::Error },
     #[error("{0}")]
     Config(String),
-    #[error("not supported: {0}")]
-    Unsupported(String),
+    #[error("{path}: {source}")]
+    Spec { path: String, source: SpecError },
     #[error("tensor {name} has shape {found:?}, expected {expected:?}")]
     Shape { name: String, found: Vec<usize>, expected: Vec<i64> },
     #[error(transparent)]
@@ -39,41 +38,49 @@ pub(crate) fn load(
     device: Device,
     quantization: Quantization,
 ) -> Result<Decoder, LoadError> {
-    let path = dir.join("config.json");
-    let text = std::fs::read_to_string(&path)
-        .map_err(|source| LoadError::Read { path: path.display().to_string(), source })?;
-    let config = serde_json::from_str(&text)
-        .map_err(|error| LoadError::Config(format!("{}: {error}", path.display())))?;
-    let spec = read_config(&config)?;
+    let spec = read_config(&dir.join("config.json"))?;
     let file = TensorFile::open_folder(dir)?;
     let scratch = Scratch::new(device);
     let mut source = Source { file, device, parameters: 0, quantization, scratch };
     let (v, d) = (spec.vocab_size as i64, spec.hidden_size as i64);
-    let embedding = source.tensor("model.embed_tokens.weight", &[v, d])?;
+    let embedding = source.tensor(spec::EMBEDDING, &[v, d])?;
     let layers = (0..spec.num_hidden_layers)
         .map(|index| source.layer(&spec, index))
         .collect::<Result<_, _>>()?;
-    let norm = source.tensor("model.norm.weight", &[d])?;
+    // Logits are linear in what the final norm multiplies by.
+    let norm = source.norm(&spec, spec::FINAL_NORM, spec.hidden_size)? * spec.logit_scale;
     let head = if spec.tie_word_embeddings {
         embedding.shallow_clone()
     } else {
-        source.tensor("lm_head.weight", &[v, d])?
+        source.tensor(spec::HEAD, &[v, d])?
     };
     let positions = spec.max_position_embeddings.min(MAX_POSITIONS);
-    let rotary = Rotary::new(&inverse_frequencies(&spec), positions, device);
+    let rotary = spec.rotary.iter().map(|rotary| {
+        Rotary::new(&frequency_sets(rotary), positions, spec.head_dim, rotary.factor, device)
+    });
     Ok(Decoder {
+        rotary: rotary.collect(),
+        positions,
         spec,
         device,
         embedding,
         layers,
         norm,
         head,
-        rotary,
         parameters: source.parameters,
         quantization,
         training: RefCell::new(None),
         evaluation: RefCell::new(None),
     })
+}
+
+fn read_config(path: &Path) -> Result<DecoderSpec, LoadError> {
+    let name = || path.display().to_string();
+    let text =
+        std::fs::read_to_string(path).map_err(|source| LoadError::Read { path: name(), source })?;
+    let config = serde_json::from_str(&text)
+        .map_err(|error| LoadError::Config(format!("{}: {error}", name())))?;
+    read_spec(&config).map_err(|source| LoadError::Spec { path: name(), source })
 }
 
 /// Weights by name, counted as they are taken.
@@ -103,40 +110,38 @@ impl Source {
         Ok(values)
     }
 
-    /// Several linears with one input, stacked into one.
-    fn linear(
-        &mut self,
-        prefix: &str,
-        parts: &[(&str, usize)],
-        in_width: usize,
-        bias: bool,
-    ) -> Result<Linear, LoadError> {
-        let named = |name: &str, field: &str| format!("{prefix}.{name}.{field}");
+    /// What a norm multiplies by.
+    fn norm(&mut self, spec: &DecoderSpec, name: &str, width: usize) -> Result<Tensor, LoadError> {
+        let weight = self.tensor(name, &[width as i64])?;
+        Ok(if spec.norm_plus_one { weight + 1.0 } else { weight })
+    }
+
+    /// The linears of a product, stacked into one.
+    fn linear(&mut self, layer: &str, product: &Product) -> Result<Linear, LoadError> {
+        let members = || product.members.iter().map(|member| (member.name, member.width as i64));
+        let named = |name: &str, field: &str| format!("{layer}.{}.{name}.{field}", product.block);
         let stack = |tensors: &[Tensor]| match tensors {
             [one] => one.shallow_clone(),
             several => Tensor::cat(several, 0),
         };
-        let inner = in_width as i64;
+        let inner = product.in_width as i64;
         let weight = match self.quantization {
             Quantization::None => {
-                let weights = parts.iter().map(|&(name, width)| {
-                    self.tensor(&named(name, "weight"), &[width as i64, inner])
-                });
+                let weights = members()
+                    .map(|(name, width)| self.tensor(&named(name, "weight"), &[width, inner]));
                 Weight::Dense(stack(&weights.collect::<Result<Vec<_>, _>>()?))
             }
             Quantization::Nf4 => {
-                let weights = parts.iter().map(|&(name, width)| {
-                    let shape = [width as i64, inner];
-                    Ok((shape[0], self.values(&named(name, "weight"), &shape)?))
+                let weights = members().map(|(name, width)| {
+                    Ok((width, self.values(&named(name, "weight"), &[width, inner])?))
                 });
                 let weights = weights.collect::<Result<Vec<_>, LoadError>>()?;
                 Weight::nf4(&weights, inner, &self.scratch)
             }
         };
-        let bias = if bias {
-            let biases = parts
-                .iter()
-                .map(|&(name, width)| self.tensor(&named(name, "bias"), &[width as i64]));
+        // The linears of a product have biases all or none.
+        let bias = if product.members[0].bias {
+            let biases = members().map(|(name, width)| self.tensor(&named(name, "bias"), &[width]));
             Some(stack(&biases.collect::<Result<Vec<_>, _>>()?))
         } else {
             None
@@ -145,21 +150,47 @@ impl Source {
     }
 
     fn layer(&mut self, spec: &DecoderSpec, index: usize) -> Result<Layer, LoadError> {
-        let prefix = format!("model.layers.{index}");
-        let (d, q, kv, f) =
-            (spec.hidden_size, spec.query_width(), spec.kv_width(), spec.intermediate_size);
-        let (attention, mlp) = (format!("{prefix}.self_attn"), format!("{prefix}.mlp"));
-        let (a_bias, m_bias) = (spec.attention_bias, spec.mlp_bias);
-        let qkv = [("q_proj", q), ("k_proj", kv), ("v_proj", kv)];
+        let layer = spec::layer_prefix(index);
+        let [qkv, o, gate_up, down] = spec.products();
+        let names = spec.norm_placement.names();
+        let mut norm = |name: Option<&str>| {
+            let path = name.map(|name| format!("{layer}.{name}.weight"));
+            path.map(|path| self.norm(spec, &path, spec.hidden_size)).transpose()
+        };
+        let (attention_norm, attention_out_norm) =
+            (norm(names.attention_input)?, norm(names.attention_output)?);
+        let (mlp_norm, mlp_out_norm) = (norm(names.mlp_input)?, norm(names.mlp_output)?);
+        let qk_norm = match spec.qk_norm_widths() {
+            None => None,
+            Some([q, k]) => Some([
+                self.norm(spec, &format!("{layer}.self_attn.q_norm.weight"), q)?,
+                self.norm(spec, &format!("{layer}.self_attn.k_norm.weight"), k)?,
+            ]),
+        };
         Ok(Layer {
-            attention_norm: self
-                .tensor(&format!("{prefix}.input_layernorm.weight"), &[d as i64])?,
-            qkv: self.linear(&attention, &qkv, d, a_bias)?,
-            o: self.linear(&attention, &[("o_proj", d)], q, a_bias)?,
-            mlp_norm: self
-                .tensor(&format!("{prefix}.post_attention_layernorm.weight"), &[d as i64])?,
-            gate_up: self.linear(&mlp, &[("gate_proj", f), ("up_proj", f)], d, m_bias)?,
-            down: self.linear(&mlp, &[("down_proj", d)], f, m_bias)?,
+            attention_norm,
+            mlp_norm,
+            attention_out_norm,
+            mlp_out_norm,
+            qk_norm,
+            qkv: self.linear(&layer, &qkv)?,
+            o: self.linear(&layer, &o)?,
+            gate_up: self.linear(&layer, &gate_up)?,
+            down: self.linear(&layer, &down)?,
+            shape: AttentionShape {
+                heads: spec.num_attention_heads,
+                kv_heads: spec.num_key_value_heads,
+                head_dim: spec.head_dim,
+                scale: spec.attention_scale,
+                window: spec.layers[index].window,
+                softcap: spec.attention_softcap,
+            },
+            rotary: spec.layers[index].rotary,
+            activation: match spec.activation {
+                spec::Activation::Silu => Activation::Silu,
+                spec::Activation::GeluTanh => Activation::GeluTanh,
+            },
+            residual_scale: spec.residual_scale,
         })
     }
 }

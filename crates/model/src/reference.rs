@@ -1,13 +1,14 @@
 //! The training pass in plain tch with autograd: slow, short, and independent of the fast one, which the
 //! tests compare with it. Shares only the weights.
 
+use kernels::{Activation, Rotary};
 use tch::{IndexOp, Kind, Tensor};
 
 use crate::adapter::{Adapter, a_view, b_view, magnitude_view};
 use crate::batch::{Batch, LossSum};
 use crate::decoder::Decoder;
+use crate::layer::Layer;
 use crate::layout::{DOWN, GATE_UP, O, QKV};
-use crate::linear::Linear;
 
 /// Loss of a batch (sum over targets) and the gradient of `scale · loss` for every adapter value, `[len]`.
 /// Dropout is not applied.
@@ -45,13 +46,14 @@ pub fn target_logs(
 /// Logits of every row, `[T, V]`, document by document.
 pub fn logits(decoder: &Decoder, batch: &Batch, adapter: Option<(&Adapter, &Tensor)>) -> Tensor {
     let ids = Tensor::from_slice(&batch.input_ids).to_device(decoder.device);
+    let rotary_rows = decoder.rotary_rows(batch);
     let documents: Vec<Tensor> = batch
         .cu_seqlens
         .windows(2)
         .map(|pair| {
             let rows = i64::from(pair[0])..i64::from(pair[1]);
-            let positions = &batch.positions[pair[0] as usize..pair[1] as usize];
-            document(decoder, &ids.i(rows), positions, adapter)
+            let rotary_rows = &rotary_rows[pair[0] as usize..pair[1] as usize];
+            document(decoder, &ids.i(rows), rotary_rows, adapter)
         })
         .collect();
     Tensor::cat(&documents, 0)
@@ -60,65 +62,100 @@ pub fn logits(decoder: &Decoder, batch: &Batch, adapter: Option<(&Adapter, &Tens
 fn document(
     decoder: &Decoder,
     ids: &Tensor,
-    positions: &[i64],
+    rotary_rows: &[i64],
     adapter: Option<(&Adapter, &Tensor)>,
 ) -> Tensor {
     let (spec, eps) = (&decoder.spec, decoder.spec.rms_norm_eps);
-    let (h, k, d) =
-        (spec.num_attention_heads as i64, spec.num_key_value_heads as i64, spec.head_dim as i64);
-    let len = positions.len() as i64;
-    let index = Tensor::from_slice(positions).to_device(decoder.device);
-    let cos = decoder.rotary.cos.index_select(0, &index);
-    let sin = decoder.rotary.sin.index_select(0, &index);
-    let mut x = decoder.embedding.index_select(0, ids);
+    let mut x = decoder.embedding.index_select(0, ids) * spec.embedding_scale;
     for (number, layer) in decoder.layers.iter().enumerate() {
-        let apply = |linear: &Linear, which: usize, x: &Tensor| {
-            linear_with_adapter(linear, x, number, which, adapter)
-        };
-        let qkv = apply(&layer.qkv, QKV, &norm(&x, &layer.attention_norm, eps));
-        let heads =
-            |start: i64, n: i64| qkv.narrow(1, start * d, n * d).view([len, n, d]).transpose(0, 1);
-        let repeat = |t: Tensor| t.repeat_interleave_self_int(h / k, 0, None::<i64>);
-        let q = rotate(&heads(0, h), &cos, &sin);
-        let key = repeat(rotate(&heads(h, k), &cos, &sin));
-        let value = repeat(heads(h + k, k));
-        let future = Tensor::ones([len, len], (Kind::Bool, decoder.device)).triu(1);
-        let scores =
-            (q.matmul(&key.mt()) / (d as f64).sqrt()).masked_fill(&future, f64::NEG_INFINITY);
-        let mixed = scores.softmax(-1, Kind::Float).matmul(&value);
+        let apply =
+            |which: usize, x: &Tensor| linear_with_adapter(layer, x, number, which, adapter);
+        let qkv = apply(QKV, &norm(&x, layer.attention_norm.as_ref(), eps));
+        let mixed = attention(decoder, layer, &qkv, rotary_rows);
+        let branch = norm(&apply(O, &mixed), layer.attention_out_norm.as_ref(), eps);
         // A new tensor, not in place: autograd still needs the old one.
-        x = &x + apply(&layer.o, O, &mixed.transpose(0, 1).reshape([len, h * d]));
-        let gate_up = apply(&layer.gate_up, GATE_UP, &norm(&x, &layer.mlp_norm, eps));
+        x = &x + branch * spec.residual_scale;
+        let gate_up = apply(GATE_UP, &norm(&x, layer.mlp_norm.as_ref(), eps));
         let parts = gate_up.chunk(2, 1);
-        x = &x + apply(&layer.down, DOWN, &(parts[0].silu() * &parts[1]));
+        let active = match layer.activation {
+            Activation::Silu => parts[0].silu(),
+            Activation::GeluTanh => parts[0].gelu("tanh"),
+        };
+        let branch = norm(&apply(DOWN, &(active * &parts[1])), layer.mlp_out_norm.as_ref(), eps);
+        x = &x + branch * spec.residual_scale;
     }
-    norm(&x, &decoder.norm, eps).matmul(&decoder.head.tr())
+    softcap(norm(&x, Some(&decoder.norm), eps).matmul(&decoder.head.tr()), spec.logit_softcap)
 }
 
-fn norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
+/// Attention of one document over itself: `[len, Q + 2·KV]` before norms and rotation to `[len, Q]`.
+fn attention(decoder: &Decoder, layer: &Layer, qkv: &Tensor, rotary_rows: &[i64]) -> Tensor {
+    let (shape, eps) = (layer.shape, decoder.spec.rms_norm_eps);
+    let (h, k, d) = (shape.heads as i64, shape.kv_heads as i64, shape.head_dim as i64);
+    let len = rotary_rows.len() as i64;
+    let heads = |start: i64, n: i64, norm_weight: Option<&Tensor>| {
+        let part = qkv.narrow(1, start * d, n * d);
+        // The norm of a head, or of all of them, as the weight is wide.
+        let width = norm_weight.map_or(n * d, |weight| weight.size()[0]);
+        norm(&part.reshape([len, -1, width]), norm_weight, eps).view([len, n, d]).transpose(0, 1)
+    };
+    let [q_norm, k_norm] = match &layer.qk_norm {
+        Some([q, k]) => [Some(q), Some(k)],
+        None => [None, None],
+    };
+    let repeat = |t: Tensor| t.repeat_interleave_self_int(h / k, 0, None::<i64>);
+    let turn = |t: Tensor| match layer.rotary {
+        Some(index) => rotate(&t, &decoder.rotary[index], rotary_rows),
+        None => t,
+    };
+    let (q, key) = (turn(heads(0, h, q_norm)), repeat(turn(heads(h, k, k_norm))));
+    let value = repeat(heads(h + k, k, None));
+    let at = Tensor::arange(len, (Kind::Int64, decoder.device));
+    let distance = at.unsqueeze(1) - at.unsqueeze(0);
+    let window = shape.window.map_or(len, |window| window as i64);
+    let hidden = distance.lt(0).logical_or(&distance.ge(window));
+    let scores = softcap(q.matmul(&key.mt()) * shape.scale, shape.softcap);
+    let p = scores.masked_fill(&hidden, f64::NEG_INFINITY).softmax(-1, Kind::Float);
+    p.matmul(&value).transpose(0, 1).reshape([len, h * d])
+}
+
+fn softcap(x: Tensor, cap: Option<f64>) -> Tensor {
+    match cap {
+        Some(cap) => (x / cap).tanh() * cap,
+        None => x,
+    }
+}
+
+/// The norm over the last dimension, or nothing where there is none.
+fn norm(x: &Tensor, weight: Option<&Tensor>, eps: f64) -> Tensor {
+    let Some(weight) = weight else { return x.shallow_clone() };
     x * (x.square().mean_dim(-1, true, Kind::Float) + eps).rsqrt() * weight
 }
 
-/// Half-split rotation of `[heads, T, head_dim]`.
-fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Tensor {
-    let parts = x.chunk(2, -1);
-    let (a, b) = (&parts[0], &parts[1]);
-    Tensor::cat(&[a * cos - b * sin, b * cos + a * sin], -1)
+/// Half-split rotation of the first part of each head of `[heads, T, head_dim]`.
+fn rotate(x: &Tensor, rotary: &Rotary, rows: &[i64]) -> Tensor {
+    let index = Tensor::from_slice(rows).to_device(x.device());
+    let cos = rotary.cos.index_select(0, &index);
+    let sin = rotary.sin.index_select(0, &index);
+    let half = cos.size()[1];
+    let (a, b) = (x.narrow(-1, 0, half), x.narrow(-1, half, half));
+    let rest = x.narrow(-1, half * 2, x.size()[2] - half * 2);
+    Tensor::cat(&[&a * &cos - &b * &sin, &b * &cos + &a * &sin, rest], -1)
 }
 
 fn linear_with_adapter(
-    linear: &Linear,
+    layer: &Layer,
     x: &Tensor,
-    layer: usize,
+    number: usize,
     which: usize,
     adapter: Option<(&Adapter, &Tensor)>,
 ) -> Tensor {
+    let linear = layer.linear(which);
     // A copy, because the dense form of a quantised weight does not last until the backward pass.
     let weight = linear.weight.dense().copy();
     let base = x.matmul(&weight.tr());
     let biased = |y: Tensor| linear.bias.as_ref().map_or(y.shallow_clone(), |bias| y + bias);
     let Some((adapter, flat)) = adapter else { return biased(base) };
-    let Some(group) = &adapter.layout().layers[layer][which] else { return biased(base) };
+    let Some(group) = &adapter.layout().layers[number][which] else { return biased(base) };
     let mut pieces = Vec::new();
     let mut covered = 0;
     for part in &group.parts {

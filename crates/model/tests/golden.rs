@@ -1,5 +1,5 @@
 //! The decoder against transformers and peft: logits, loss, every adapter gradient, twenty optimizer steps,
-//! greedy tokens, and adapter files in both directions. Fixtures: `tests/golden/llama_fixture.py`,
+//! greedy tokens, and adapter files in both directions. Fixtures: `tests/golden/families_fixture.py`,
 //! `adapters_fixture.py` and `nf4_fixture.py`.
 
 use std::path::{Path, PathBuf};
@@ -13,7 +13,22 @@ use tch::{Device, IndexOp, Tensor};
 use weights::TensorFile;
 use weights::peft::{Pattern, read_adapter, write_adapter};
 
-const CASES: [&str; 5] = ["llama-tied", "llama-wide", "rslora", "dora", QLORA];
+const CASES: [&str; 14] = [
+    "llama-tied",
+    "llama-wide",
+    "rslora",
+    "dora",
+    QLORA,
+    "qwen2",
+    "mistral",
+    "qwen3",
+    "smollm3",
+    "granite",
+    "olmo2",
+    "gemma2",
+    "gemma3",
+    "phi3",
+];
 /// Its folder holds the weights from before quantisation, its numbers are bitsandbytes' from after it.
 const QLORA: &str = "qlora";
 

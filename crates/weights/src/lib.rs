@@ -1,6 +1,9 @@
 //! Weight files in and out: safetensors, GGUF, PEFT adapters, and the import of a base model into
 //! one Hugging Face folder.
 //!
+//! The families of models are described here too: the importer checks with the same tables that the engine
+//! loads with.
+//!
 //! It is free of libtorch, so that the server and the command line read and check model files too.
 //! Every header is untrusted: lengths, counts and offsets are checked against the size of the file
 //! before anything is allocated for them.
@@ -9,16 +12,18 @@
 //! write GGUF.
 
 mod durable;
-mod family;
+mod families;
 mod files;
 pub mod gguf;
 mod import;
 mod map;
 pub mod nf4;
 pub mod peft;
+pub mod spec;
 mod tensor_file;
 mod writer;
 
+pub use families::{FAMILIES, Family, SpecError, read_spec};
 pub use import::{ImportError, Imported, ImportedFile, default_name, import};
 pub use safetensors::Dtype;
 pub use tensor_file::{TensorFile, TensorView};

@@ -7,10 +7,13 @@ use weights::peft::{AdapterConfig, Pattern};
 use super::AdapterError;
 use crate::decoder::Decoder;
 use crate::layout::{GROUPS, GroupLayout, Layout, PartLayout};
+use crate::spec::DecoderSpec;
 use crate::weight::Weight;
 
 const KNOWN: [&str; 7] =
     ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+/// In families whose checkpoints hold several of the above as one layer.
+const FUSED: [&str; 2] = ["qkv_proj", "gate_up_proj"];
 
 /// What to adapt, and how.
 #[derive(Debug, Clone, PartialEq)]
@@ -78,10 +81,25 @@ impl LoraOptions {
         if self.target_modules.is_empty() {
             return invalid("no target modules".into());
         }
-        match self.target_modules.iter().find(|name| !KNOWN.contains(&name.as_str())) {
+        let known = |name: &str| KNOWN.contains(&name) || FUSED.contains(&name);
+        match self.target_modules.iter().find(|name| !known(name)) {
             Some(name) => invalid(format!("unknown target module '{name}'; known: {KNOWN:?}")),
             None => Ok(()),
         }
+    }
+
+    /// The same options with the names that the model's linear layers have: where q, k and v are one layer,
+    /// that layer stands for each of them.
+    pub(super) fn named_as_in(mut self, spec: &DecoderSpec) -> Self {
+        let mut names: Vec<String> = Vec::new();
+        for name in &self.target_modules {
+            let name = spec.linear_for(name);
+            if !names.iter().any(|known| known == name) {
+                names.push(name.to_owned());
+            }
+        }
+        self.target_modules = names;
+        self
     }
 
     /// A key that fits nothing is a mistake that would otherwise go unnoticed.

@@ -43,7 +43,8 @@ impl Adapter {
     /// For options out of range.
     pub fn init(decoder: &Decoder, options: &LoraOptions, seed: u64) -> Result<Self, AdapterError> {
         options.check()?;
-        let layout = Layout::new(decoder.spec(), options);
+        let options = options.clone().named_as_in(decoder.spec());
+        let layout = Layout::new(decoder.spec(), &options);
         options.check_patterns(&layout)?;
         let mut values = vec![0.0f32; layout.len as usize];
         let mut random = Uniform(seed);
@@ -54,7 +55,7 @@ impl Adapter {
                 *value = ((2.0 * random.next() - 1.0) * bound) as f32;
             }
         }
-        let adapter = Self::assemble(decoder, options.clone(), layout, &values);
+        let adapter = Self::assemble(decoder, options, layout, &values);
         no_grad(|| adapter.lora.start_magnitudes(&adapter.values));
         Ok(adapter.refreshed())
     }
@@ -66,7 +67,7 @@ impl Adapter {
     /// not fit the model; the message names the tensor.
     pub fn load(decoder: &Decoder, dir: &Path) -> Result<Self, AdapterError> {
         let (config, file) = read_adapter(dir)?;
-        let options = LoraOptions::from(config);
+        let options = LoraOptions::from(config).named_as_in(decoder.spec());
         options.check()?;
         let layout = Layout::new(decoder.spec(), &options);
         let mut values = vec![0.0f32; layout.len as usize];

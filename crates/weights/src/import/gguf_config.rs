@@ -6,16 +6,17 @@ use safetensors::Dtype;
 use serde_json::{Value, json};
 
 use super::{CONFIG, GENERATION_CONFIG, ImportError, write_json};
-use crate::family::{Family, MAX_DIMENSION, MAX_LAYERS, Shape};
+use crate::families::{Family, MAX_DIMENSION, MAX_LAYERS, read_spec};
 use crate::gguf::{GgufError, GgufFile};
+use crate::spec::DecoderSpec;
 
 /// What the keys of the file say about the model.
 pub struct GgufConfig {
     pub family: &'static Family,
-    pub shape: Shape,
+    pub spec: DecoderSpec,
     pub max_positions: u64,
-    norm_epsilon: f64,
-    rope_theta: f64,
+    /// The fields of `config.json`, without those of tokens.
+    json: Value,
     pub tokens: SpecialIds,
 }
 
@@ -58,15 +59,10 @@ pub fn read(file: &GgufFile) -> Result<GgufConfig, ImportError> {
     })?;
     let keys = Keys { file, prefix: architecture };
     keys.refuse_what_is_not_honoured()?;
-    let shape = keys.shape()?;
-    Ok(GgufConfig {
-        family,
-        shape,
-        max_positions: keys.dimension("context_length")?,
-        norm_epsilon: keys.positive("attention.layer_norm_rms_epsilon", None)?,
-        rope_theta: keys.positive("rope.freq_base", Some(10_000.0))?,
-        tokens: special_ids(file)?,
-    })
+    let json = keys.config(family)?;
+    let spec = read_spec(&json).map_err(|error| ImportError::spec(path, error))?;
+    let max_positions = spec.max_position_embeddings as u64;
+    Ok(GgufConfig { family, spec, max_positions, json, tokens: special_ids(file)? })
 }
 
 fn special_ids(file: &GgufFile) -> Result<SpecialIds, ImportError> {
@@ -109,7 +105,7 @@ impl Keys<'_> {
     }
 
     fn dimension(&self, name: &str) -> Result<u64, ImportError> {
-        self.optional_dimension(name, MAX_DIMENSION)?.ok_or_else(|| self.missing(name))
+        self.optional_dimension(name, MAX_DIMENSION as u64)?.ok_or_else(|| self.missing(name))
     }
 
     fn positive(&self, name: &str, default: Option<f64>) -> Result<f64, ImportError> {
@@ -146,13 +142,14 @@ impl Keys<'_> {
         }
     }
 
-    fn shape(&self) -> Result<Shape, ImportError> {
+    /// What the keys say, as the fields of a `config.json`.
+    fn config(&self, family: &Family) -> Result<Value, ImportError> {
         let layers = self
-            .optional_dimension("block_count", MAX_LAYERS)?
+            .optional_dimension("block_count", MAX_LAYERS as u64)?
             .ok_or_else(|| self.missing("block_count"))?;
         let hidden = self.dimension("embedding_length")?;
         let heads = self.dimension("attention.head_count")?;
-        let optional = |name| self.optional_dimension(name, MAX_DIMENSION);
+        let optional = |name| self.optional_dimension(name, MAX_DIMENSION as u64);
         let head_size = match optional("attention.key_length")? {
             Some(size) => size,
             None if hidden.is_multiple_of(heads) => hidden / heads,
@@ -160,7 +157,6 @@ impl Keys<'_> {
                 return Err(self.invalid(format!("{hidden} is not a multiple of {heads} heads")));
             }
         };
-        let key_value_heads = optional("attention.head_count_kv")?.unwrap_or(heads);
         for name in ["rope.dimension_count", "attention.value_length"] {
             if optional(name)?.is_some_and(|size| size != head_size) {
                 let what = format!("a {:?} other than the head size {head_size}", self.key(name));
@@ -171,57 +167,43 @@ impl Keys<'_> {
         let vocabulary = embedding.and_then(|tensor| tensor.shape.first()).copied();
         let vocabulary = vocabulary
             .ok_or_else(|| self.invalid("the tensor \"token_embd.weight\" is missing".into()))?;
-        // All numbers are below 2^24: these conversions and products are exact.
-        let shape = Shape {
-            vocabulary,
-            hidden: hidden as usize,
-            feed_forward: self.dimension("feed_forward_length")? as usize,
-            layers: layers as usize,
-            heads: heads as usize,
-            key_value_heads: key_value_heads as usize,
-            head_size: head_size as usize,
-            tied: self.file.tensor("output.weight").is_none(),
-            attention_bias: self.file.tensor("blk.0.attn_q.bias").is_some(),
-            mlp_bias: self.file.tensor("blk.0.ffn_gate.bias").is_some(),
-        };
-        shape.check().map_err(|reason| self.invalid(reason))?;
-        Ok(shape)
+        let rope_theta = self.positive("rope.freq_base", Some(10_000.0))?;
+        Ok(json!({
+            "architectures": [family.class],
+            "model_type": family.model_type,
+            "vocab_size": vocabulary,
+            "hidden_size": hidden,
+            "intermediate_size": self.dimension("feed_forward_length")?,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "num_key_value_heads": optional("attention.head_count_kv")?.unwrap_or(heads),
+            "head_dim": head_size,
+            "hidden_act": "silu",
+            "max_position_embeddings": self.dimension("context_length")?,
+            "rms_norm_eps": self.positive("attention.layer_norm_rms_epsilon", None)?,
+            // Both spellings: transformers 5 and most others read the first, older ones the second.
+            "rope_parameters": { "rope_type": "default", "rope_theta": rope_theta },
+            "rope_theta": rope_theta,
+            "attention_bias": self.file.tensor("blk.0.attn_q.bias").is_some(),
+            "mlp_bias": self.file.tensor("blk.0.ffn_gate.bias").is_some(),
+            "attention_dropout": 0.0,
+            "tie_word_embeddings": self.file.tensor("output.weight").is_none(),
+        }))
     }
 }
 
 impl GgufConfig {
     /// Writes both files; `dtype` is the type of the matrices.
     pub fn write(&self, folder: &Path, dtype: Dtype) -> Result<(), ImportError> {
-        let (shape, tokens) = (&self.shape, &self.tokens);
-        let dtype = match dtype {
+        let tokens = &self.tokens;
+        let mut config = self.json.clone();
+        config["bos_token_id"] = json!(tokens.bos);
+        config["eos_token_id"] = json!(tokens.eos);
+        config["pad_token_id"] = json!(tokens.padding);
+        config["dtype"] = json!(match dtype {
             Dtype::F16 => "float16",
             Dtype::BF16 => "bfloat16",
             _ => "float32",
-        };
-        let config = json!({
-            "architectures": [self.family.class],
-            "model_type": self.family.model_type,
-            "vocab_size": shape.vocabulary,
-            "hidden_size": shape.hidden,
-            "intermediate_size": shape.feed_forward,
-            "num_hidden_layers": shape.layers,
-            "num_attention_heads": shape.heads,
-            "num_key_value_heads": shape.key_value_heads,
-            "head_dim": shape.head_size,
-            "hidden_act": "silu",
-            "max_position_embeddings": self.max_positions,
-            "rms_norm_eps": self.norm_epsilon,
-            // Both spellings: transformers 5 and most others read the first, older ones the second.
-            "rope_parameters": { "rope_type": "default", "rope_theta": self.rope_theta },
-            "rope_theta": self.rope_theta,
-            "attention_bias": shape.attention_bias,
-            "mlp_bias": shape.mlp_bias,
-            "attention_dropout": 0.0,
-            "tie_word_embeddings": shape.tied,
-            "bos_token_id": tokens.bos,
-            "eos_token_id": tokens.eos,
-            "pad_token_id": tokens.padding,
-            "dtype": dtype,
         });
         write_json(folder, CONFIG, &config)?;
         let generation = json!({

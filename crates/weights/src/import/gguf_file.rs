@@ -6,9 +6,10 @@ use std::path::Path;
 
 use safetensors::Dtype;
 
+use super::gguf_names::{RowOrder, gguf_name};
 use super::{ImportError, gguf_config, gguf_tokenizer};
-use crate::family::{Expected, RowOrder};
 use crate::gguf::{GgufFile, TensorInfo};
+use crate::spec::TensorSpec;
 use crate::writer::TensorData;
 use crate::{MODEL_FILE, write_safetensors};
 
@@ -21,14 +22,14 @@ pub fn import(source: &Path, folder: &Path) -> Result<(&'static str, u64), Impor
         return Err(ImportError::unsupported(source, "a model split into several GGUF files"));
     }
     let config = gguf_config::read(&file)?;
-    let expected = config.family.expected(&config.shape);
+    let expected: Vec<Expected> = config.spec.tensors().into_iter().map(Expected::from).collect();
     let tensors = match_tensors(&file, &expected)?;
     let tokenizer = gguf_tokenizer::read(&file, &config)?;
 
     let mut parameters = 0;
     let entries = tensors.iter().map(|&(tensor, expected)| {
         parameters += tensor.shape.iter().product::<usize>() as u64;
-        let data = Decoded { file: &file, tensor, expected, head_size: config.shape.head_size };
+        let data = Decoded { file: &file, tensor, expected, head_size: config.spec.head_dim };
         (expected.hf.as_str(), stored_dtype(tensor), tensor.shape.clone(), data)
     });
     let metadata = [("format".to_owned(), "pt".to_owned())].into();
@@ -36,6 +37,21 @@ pub fn import(source: &Path, folder: &Path) -> Result<(&'static str, u64), Impor
     config.write(folder, main_dtype(&tensors))?;
     tokenizer.write(folder)?;
     Ok((config.family.model_type, parameters))
+}
+
+/// A tensor that the file must have.
+struct Expected {
+    gguf: String,
+    hf: String,
+    shape: Vec<usize>,
+    rows: RowOrder,
+}
+
+impl From<TensorSpec> for Expected {
+    fn from(tensor: TensorSpec) -> Self {
+        let (gguf, rows) = gguf_name(&tensor.name);
+        Self { gguf, hf: tensor.name, shape: tensor.shape, rows }
+    }
 }
 
 /// Pairs every expected tensor with the one in the file; none may be missing or left over.

@@ -133,7 +133,7 @@ impl<'a> Vocabulary<'a> {
         let invalid = |reason: String| ImportError::invalid(file.path(), reason);
         let key = "tokenizer.ggml.tokens";
         let tokens = required(file.texts(key)?, file, key)?;
-        let rows = config.shape.vocabulary;
+        let rows = config.spec.vocab_size;
         if tokens.len() > rows {
             let count = tokens.len();
             return Err(invalid(format!("{count} tokens but the embedding has {rows} rows")));

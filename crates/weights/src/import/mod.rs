@@ -7,10 +7,12 @@
 
 mod gguf_config;
 mod gguf_file;
+mod gguf_names;
 mod gguf_tokenizer;
 mod hf_folder;
 mod highest_id;
 mod name;
+mod text_model;
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -18,7 +20,7 @@ use std::path::{Path, PathBuf};
 
 pub use name::default_name;
 
-use crate::family::FAMILIES;
+use crate::families::{SpecError, supported};
 use crate::gguf::GgufError;
 use crate::{FileError, durable};
 
@@ -55,11 +57,6 @@ pub enum ImportError {
     Invalid { path: PathBuf, reason: String },
 }
 
-fn supported() -> String {
-    let names: Vec<&str> = FAMILIES.iter().map(|family| family.model_type).collect();
-    names.join(", ")
-}
-
 impl ImportError {
     fn io(path: &Path, source: io::Error) -> Self {
         Self::Io { path: path.to_owned(), source }
@@ -67,6 +64,16 @@ impl ImportError {
 
     fn invalid(path: &Path, reason: impl Into<String>) -> Self {
         Self::Invalid { path: path.to_owned(), reason: reason.into() }
+    }
+
+    /// A configuration that was read from `path`.
+    fn spec(path: &Path, error: SpecError) -> Self {
+        let path = path.to_owned();
+        match error {
+            SpecError::Family(architecture) => Self::UnsupportedArchitecture { path, architecture },
+            SpecError::Unsupported(what) => Self::Unsupported { path, what },
+            SpecError::Invalid(reason) => Self::Invalid { path, reason },
+        }
     }
 
     fn unsupported(path: &Path, what: impl Into<String>) -> Self {

@@ -1,7 +1,8 @@
-"""Golden data of the Llama family: tiny random models, an adapter made by peft, and what transformers and peft
+"""Golden data of the model families: tiny random models, an adapter made by peft, and what transformers and peft
 compute with them: logits, loss, every adapter gradient, twenty optimizer steps, greedy tokens.
 
-Run in the reference environment (`cargo xtask parity` does); writes below crates/model/tests/fixtures.
+Run in the reference environment (`cargo xtask parity` does); writes below crates/model/tests/fixtures, all cases or
+those whose names are given.
 Versions are checked, because the numbers depend on them.
 """
 
@@ -14,7 +15,7 @@ import sys
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
-from transformers import LlamaConfig, LlamaForCausalLM, get_linear_schedule_with_warmup
+from transformers import AutoConfig, AutoModelForCausalLM, get_linear_schedule_with_warmup
 
 VERSIONS = {"torch": "2.11.0", "transformers": "5.", "peft": "0.21.0"}
 STEPS = 20
@@ -51,6 +52,70 @@ CASES = {
 DOCUMENTS = [(23, 9), (2, 1), (71, 30), (12, 0), (40, 39)]
 RANK = 4
 
+ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def family(model_type, targets=ALL, **config):
+    """A case of a few kilobytes; weights are stored as bfloat16."""
+    sizes = dict(
+        vocab_size=53, hidden_size=32, intermediate_size=40, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128,
+        bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    )
+    return dict(
+        model_type=model_type, config=sizes | config, targets=targets, alpha=3, rank=2, half=True,
+        documents=[(23, 9), (2, 1), (30, 14)],
+    )
+
+
+CASES |= {
+    # Biases of q, k and v; a window in the upper layer; frequencies of yarn.
+    "qwen2": family(
+        "qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=1,
+        tie_word_embeddings=True, max_position_embeddings=1024,
+        rope_parameters={
+            "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0,
+            "original_max_position_embeddings": 256,
+        },
+    ),
+    # Heads wider than their share of the hidden size, a window in every layer.
+    "mistral": family("mistral", head_dim=12, sliding_window=7),
+    # Norms of queries and keys, head by head.
+    "qwen3": family("qwen3", head_dim=12, tie_word_embeddings=True),
+    # A layer without rotation.
+    "smollm3": family("smollm3", no_rope_layers=[1, 0]),
+    # Four multipliers.
+    "granite": family(
+        "granite", embedding_multiplier=3.0, residual_multiplier=0.4, attention_multiplier=0.2,
+        logits_scaling=2.0, tie_word_embeddings=True,
+    ),
+    # Norms behind the branches only, and of all queries and all keys together.
+    "olmo2": family("olmo2", num_key_value_heads=4),
+    # Norms on both sides of each branch, scores and logits capped, a window in every other layer.
+    "gemma2": family(
+        "gemma2", head_dim=12, sliding_window=6, attn_logit_softcapping=2.0,
+        final_logit_softcapping=3.0, query_pre_attn_scalar=10, num_hidden_layers=3,
+    ),
+    # One table of rotation for layers with a window, another for those without.
+    "gemma3": family(
+        "gemma3_text", head_dim=12, sliding_window=6, query_pre_attn_scalar=10,
+        layer_types=["sliding_attention", "full_attention"],
+        rope_parameters={
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            "full_attention": {"rope_type": "linear", "rope_theta": 1000000.0, "factor": 8.0},
+        },
+    ),
+    # Fused layers; three quarters of each head rotated, with other frequencies in long texts.
+    "phi3": family(
+        "phi3", targets=["qkv_proj", "o_proj", "gate_up_proj", "down_proj"], sliding_window=20,
+        tie_word_embeddings=True, original_max_position_embeddings=16,
+        rope_parameters={
+            "rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 0.75,
+            "short_factor": [1.0, 1.1, 1.3], "long_factor": [1.5, 3.0, 6.0],
+        },
+    ),
+}
+
 
 def check_versions():
     for package, wanted in VERSIONS.items():
@@ -59,9 +124,9 @@ def check_versions():
             sys.exit(f"{package} {found} is installed; these fixtures need {wanted}")
 
 
-def draw_batch(vocab, generator):
+def draw_batch(lengths, vocab, generator):
     documents = []
-    for length, targets in DOCUMENTS:
+    for length, targets in lengths:
         ids = torch.randint(0, vocab, (length,), generator=generator)
         labels = ids.clone()
         labels[: length - targets] = -100
@@ -98,15 +163,25 @@ def make_case(name, case):
     torch.manual_seed(11)
     folder = OUT / name
     shutil.rmtree(folder, ignore_errors=True)
-    base = LlamaForCausalLM(LlamaConfig(**case["config"])).float().eval()
+    settings = AutoConfig.for_model(case.get("model_type", "llama"), **case["config"])
+    # The small cases take the attention that all families have, with caps and windows.
+    attention = "eager" if "model_type" in case else "sdpa"
+    base = AutoModelForCausalLM.from_config(settings, attn_implementation=attention).float().eval()
     with torch.no_grad():
         for parameter in base.parameters():
             # Wider than the usual start, so that every part of the network matters.
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.15)
-    base.save_pretrained(folder / "model")
+            if case.get("half"):
+                parameter.copy_(parameter.bfloat16())
+    # Not `base.bfloat16()`: that would round the rotary frequencies too.
+    kind = torch.bfloat16 if case.get("half") else torch.float32
+    stored = {name: tensor.to(kind) for name, tensor in base.state_dict().items()}
+    if settings.tie_word_embeddings:
+        del stored["lm_head.weight"]
+    base.save_pretrained(folder / "model", state_dict=stored)
     case.get("before_adapter", lambda model: None)(base)
     config = LoraConfig(
-        r=RANK, lora_alpha=case["alpha"], lora_dropout=0.0, target_modules=case["targets"],
+        r=case.get("rank", RANK), lora_alpha=case["alpha"], lora_dropout=0.0, target_modules=case["targets"],
         task_type="CAUSAL_LM", **case.get("lora", {}),
     )
     model = get_peft_model(base, config)
@@ -117,7 +192,7 @@ def make_case(name, case):
     model.save_pretrained(folder / "adapter")
     (folder / "adapter" / "README.md").unlink(missing_ok=True)
 
-    documents = draw_batch(case["config"]["vocab_size"], generator)
+    documents = draw_batch(case.get("documents", DOCUMENTS), case["config"]["vocab_size"], generator)
     tensors = {
         "input_ids": torch.cat([ids for ids, _ in documents]),
         "labels": torch.cat([labels for _, labels in documents]),
@@ -132,6 +207,8 @@ def make_case(name, case):
         prompt = documents[0][0][None]
         greedy = model.generate(
             prompt, max_new_tokens=24, do_sample=False, eos_token_id=None, pad_token_id=0,
+            # Without it, tokens of the prompt that are the padding's are not seen.
+            attention_mask=torch.ones_like(prompt),
         )
         tensors["greedy"] = greedy[0, prompt.shape[1]:].clone()
 
@@ -165,7 +242,7 @@ def make_case(name, case):
 
 def check_reload(name):
     """The adapter file is readable by peft itself: the fixture is what users have."""
-    base = LlamaForCausalLM.from_pretrained(OUT / name / "model")
+    base = AutoModelForCausalLM.from_pretrained(OUT / name / "model")
     PeftModel.from_pretrained(base, OUT / name / "adapter")
     json.loads((OUT / name / "adapter" / "adapter_config.json").read_text())
 
@@ -173,6 +250,6 @@ def check_reload(name):
 if __name__ == "__main__":
     check_versions()
     torch.use_deterministic_algorithms(True)
-    for name, case in CASES.items():
-        make_case(name, case)
+    for name in sys.argv[1:] or CASES:
+        make_case(name, CASES[name])
         check_reload(name)
