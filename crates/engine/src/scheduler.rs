@@ -20,7 +20,7 @@ use domain::report::RunFailure;
 use model::Decoder;
 
 use crate::failure::{Fault, guard};
-use crate::generate::{AdapterCache, Generation};
+use crate::generate::{AdapterCache, Generation, shared_turn};
 use crate::protocol::{Input, Replies};
 use crate::train::{Happened, Prepared, Run, prepare};
 
@@ -250,23 +250,54 @@ impl<'a> Scheduler<'a> {
     }
 
     fn generation_turn(&mut self) -> Result<()> {
-        let Some(mut generation) = self.generations.pop_front() else { return Ok(()) };
-        let id = generation.id().to_owned();
-        match guard(|| generation.turn(self.decoder)) {
-            Ok(events) => {
-                let over = events.iter().any(|event| matches!(event, GenerationEvent::Done { .. }));
-                for event in events {
-                    self.tell(&id, event)?;
-                }
-                if !over {
-                    // Behind the others that take turns, before those that wait.
-                    let at = self.generations.len().min(ANSWERS_AT_ONCE - 1);
-                    self.generations.insert(at, generation);
-                }
-                Ok(())
-            }
-            Err(fault) => self.fail_generation(&id, &fault),
+        let Some(front) = self.generations.pop_front() else { return Ok(()) };
+        let mut together = self.companions(&front);
+        together.insert(0, front);
+        if together.len() > 1
+            && let Ok(told) = guard(|| shared_turn(&mut together, self.decoder))
+        {
+            return together
+                .into_iter()
+                .zip(told)
+                .try_for_each(|(g, events)| self.pass_on(g, events));
         }
+        // Alone, or each by itself after a fault, so that it ends only the answer that it is about.
+        for mut generation in together {
+            match guard(|| generation.turn(self.decoder)) {
+                Ok(events) => self.pass_on(generation, events)?,
+                Err(fault) => self.fail_generation(generation.id(), &fault)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes out of the line those that can make their next token in one pass with `front`.
+    fn companions(&mut self, front: &Generation<'a>) -> Vec<Generation<'a>> {
+        let mut companions = Vec::new();
+        if front.reads_tokens() {
+            for index in (0..self.generations.len().min(ANSWERS_AT_ONCE - 1)).rev() {
+                let other = &self.generations[index];
+                if other.reads_tokens() && other.shares_weights(front) {
+                    companions.extend(self.generations.remove(index));
+                }
+            }
+            companions.reverse();
+        }
+        companions
+    }
+
+    /// Tells what an answer's turn led to, and lines it up again if it has not ended.
+    fn pass_on(&mut self, generation: Generation<'a>, events: Vec<GenerationEvent>) -> Result<()> {
+        let over = events.iter().any(|event| matches!(event, GenerationEvent::Done { .. }));
+        for event in events {
+            self.tell(generation.id(), event)?;
+        }
+        if !over {
+            // Behind the others that take turns, before those that wait.
+            let at = self.generations.len().min(ANSWERS_AT_ONCE - 1);
+            self.generations.insert(at, generation);
+        }
+        Ok(())
     }
 
     fn fail_generation(&mut self, id: &str, fault: &Fault) -> Result<()> {

@@ -57,20 +57,25 @@ impl KvCache {
     }
 }
 
-/// The end of a cache, to which a pass appends.
-pub(crate) struct CacheEnd<'a>(&'a KvCache);
+/// The ends of caches, to which a pass appends: each takes its number of the pass's rows, in order.
+pub(crate) struct CacheEnds<'a>(Vec<(&'a KvCache, usize)>);
 
-impl CacheEnd<'_> {
-    /// Appends a layer's new keys and values and lets the new queries see all of it.
+impl CacheEnds<'_> {
+    /// Appends a layer's new keys and values and lets the new queries see all of their own cache.
     ///
     /// Shapes: qkv `[N, Q + 2·KV]` after rotation; out `[N, Q]`.
     pub fn attend(&self, layer: usize, qkv: &Tensor, shape: AttentionShape, out: &Tensor) {
-        let (keys, values) = (&self.0.keys[layer], &self.0.values[layer]);
-        let (start, n) = (self.0.len as i64, qkv.size()[0]);
-        let (q, kv) = (out.size()[1], keys.size()[1]);
-        keys.i(start..start + n).copy_(&qkv.narrow(1, q, kv));
-        values.i(start..start + n).copy_(&qkv.narrow(1, q + kv, kv));
-        cached_attention(&qkv.narrow(1, 0, q), keys, values, self.0.len, shape, out);
+        let mut row = 0;
+        for &(cache, rows) in &self.0 {
+            let n = rows as i64;
+            let (qkv, out) = (qkv.narrow(0, row, n), out.narrow(0, row, n));
+            let (keys, values) = (&cache.keys[layer], &cache.values[layer]);
+            let (start, q, kv) = (cache.len as i64, out.size()[1], keys.size()[1]);
+            keys.i(start..start + n).copy_(&qkv.narrow(1, q, kv));
+            values.i(start..start + n).copy_(&qkv.narrow(1, q + kv, kv));
+            cached_attention(&qkv.narrow(1, 0, q), keys, values, cache.len, shape, &out);
+            row += n;
+        }
     }
 }
 
@@ -84,11 +89,7 @@ impl Decoder {
     /// When `ids` is empty, an id is outside the vocabulary, or the cache has no room; callers check first.
     pub fn extend(&self, cache: &mut KvCache, ids: &[i64], adapter: Option<&Adapter>) -> Tensor {
         assert!(!ids.is_empty(), "nothing to append");
-        assert!(cache.len + ids.len() <= cache.capacity, "the cache is full");
-        assert!(
-            ids.iter().all(|&id| (id as u64) < self.spec.vocab_size as u64),
-            "unknown token id"
-        );
+        self.check_append(cache, ids);
         no_grad(|| {
             let mut last = Tensor::new();
             for part in ids.chunks(PREFILL) {
@@ -98,13 +99,60 @@ impl Decoder {
         })
     }
 
+    /// Appends one token to each of several caches in one pass, and answers the logits after each: f32
+    /// `[V]`, on the CPU. They are those of [`extend`](Self::extend) but for the last bits, because
+    /// products of several rows are summed in another order.
+    ///
+    /// # Panics
+    /// As [`extend`](Self::extend).
+    pub fn extend_each(
+        &self,
+        inputs: &mut [(&mut KvCache, i64)],
+        adapter: Option<&Adapter>,
+    ) -> Vec<Vec<f32>> {
+        for (cache, id) in inputs.iter() {
+            self.check_append(cache, &[*id]);
+        }
+        let ids: Vec<i64> = inputs.iter().map(|(_, id)| *id).collect();
+        let logits = no_grad(|| {
+            let ends = inputs.iter().map(|(cache, _)| (&**cache, 1)).collect();
+            let hidden = self.append(ends, &ids, adapter);
+            self.head_logits(&self.final_norm(&hidden).0).to_device(Device::Cpu)
+        });
+        for (cache, _) in inputs.iter_mut() {
+            cache.len += 1;
+        }
+        let row = |row| Vec::try_from(logits.i(row)).expect("logits are f32 rows");
+        (0..ids.len() as i64).map(row).collect()
+    }
+
+    fn check_append(&self, cache: &KvCache, ids: &[i64]) {
+        assert!(cache.len + ids.len() <= cache.capacity, "the cache is full");
+        let in_vocabulary = |id: &i64| (*id as u64) < self.spec.vocab_size as u64;
+        assert!(ids.iter().all(in_vocabulary), "unknown token id");
+    }
+
     /// Hidden state of the last of `ids`, `[1, D]`.
     fn extend_part(&self, cache: &mut KvCache, ids: &[i64], adapter: Option<&Adapter>) -> Tensor {
-        let positions: Vec<i64> = (cache.len as i64..).take(ids.len()).collect();
-        let rotary_rows: Vec<i64> =
-            positions.iter().map(|&position| self.rotary_row(position, cache.long)).collect();
+        let hidden = self.append(vec![(&*cache, ids.len())], ids, adapter);
+        cache.len += ids.len();
+        hidden.i(ids.len() as i64 - 1..)
+    }
+
+    /// Hidden states of `ids`, `[N, D]`, whose keys and values are written behind these caches' ends.
+    fn append(
+        &self,
+        ends: Vec<(&KvCache, usize)>,
+        ids: &[i64],
+        adapter: Option<&Adapter>,
+    ) -> Tensor {
+        let rows = |(cache, rows): &(&KvCache, usize)| {
+            let (start, long) = (cache.len as i64, cache.long);
+            (start..start + *rows as i64).map(move |position| self.rotary_row(position, long))
+        };
+        let rotary_rows: Vec<i64> = ends.iter().flat_map(rows).collect();
         let pass = Pass {
-            context: Context::Cache(CacheEnd(cache)),
+            context: Context::Caches(CacheEnds(ends)),
             rotary_rows: &rotary_rows,
             rotary: &self.rotary,
             eps: self.spec.rms_norm_eps,
@@ -113,7 +161,6 @@ impl Decoder {
         };
         let buffers = self.buffers(&self.evaluation, ids.len(), adapter, Keep::Nothing);
         self.forward(ids, &buffers, &pass);
-        cache.len += ids.len();
-        buffers.hidden(self.layers.len()).i(ids.len() as i64 - 1..)
+        buffers.hidden(self.layers.len()).shallow_clone()
     }
 }

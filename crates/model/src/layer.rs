@@ -9,7 +9,7 @@ use tch::Tensor;
 
 use crate::activations::{LayerActivations, Recompute, Scratch};
 use crate::adapter::{Adapter, Gradients, Group};
-use crate::generate::CacheEnd;
+use crate::generate::CacheEnds;
 use crate::layout::{DOWN, GATE_UP, O, QKV};
 use crate::linear::{Dropout, Linear, Saved};
 
@@ -40,8 +40,8 @@ pub(crate) struct Layer {
 pub(crate) enum Context<'a> {
     /// In the pass itself: documents by their first rows and, last, the number of rows.
     Documents(&'a [i32]),
-    /// In a cache, whose end the pass's tokens become.
-    Cache(CacheEnd<'a>),
+    /// In caches, whose ends the pass's tokens become.
+    Caches(CacheEnds<'a>),
 }
 
 /// What a pass through any layer needs to know of its surroundings.
@@ -135,7 +135,7 @@ impl Layer {
             Context::Documents(cu_seqlens) => {
                 attention(&kept.qkv, cu_seqlens, self.shape, &kept.attention, &kept.log_sums);
             }
-            Context::Cache(end) => end.attend(index, &kept.qkv, self.shape, &kept.attention),
+            Context::Caches(ends) => ends.attend(index, &kept.qkv, self.shape, &kept.attention),
         }
         kept.middle.shallow_clone().copy_(input);
         self.add_branch(index, O, &kept.attention, &kept.middle, kept, scratch, pass);

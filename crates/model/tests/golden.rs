@@ -401,6 +401,30 @@ fn dropout_gradients_are_those_of_the_masked_network() {
 }
 
 #[test]
+fn tokens_of_several_answers_in_one_pass_are_those_of_each_alone() {
+    for name in CASES {
+        let case = Case::open(name);
+        let (decoder, adapter) = (&case.decoder, Some(&case.adapter));
+        let prompts = [&case.batch.input_ids[..1], &case.batch.input_ids[1..8]];
+        let begin = |prompt: &&[i64]| {
+            let mut cache = KvCache::new(decoder, 16);
+            decoder.extend(&mut cache, prompt, adapter);
+            cache
+        };
+        let mut alone: Vec<KvCache> = prompts.iter().map(begin).collect();
+        let mut together: Vec<KvCache> = prompts.iter().map(begin).collect();
+        for id in [3, 5, 7] {
+            let mut inputs: Vec<_> = together.iter_mut().map(|cache| (cache, id)).collect();
+            let rows = decoder.extend_each(&mut inputs, adapter);
+            for (row, cache) in rows.iter().zip(&mut alone) {
+                let expected = decoder.extend(cache, &[id], adapter);
+                assert_close(name, &Tensor::from_slice(row), &expected, 1e-5);
+            }
+        }
+    }
+}
+
+#[test]
 fn a_batch_that_contradicts_itself_is_refused() {
     let case = Case::open(CASES[0]);
     let broken: [fn(&mut Batch); 5] = [

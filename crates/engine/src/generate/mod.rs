@@ -1,6 +1,7 @@
 //! Answers to chat requests, token by token.
 //!
-//! One turn is one token, or one piece of the prompt. The choices of a request come one after the
+//! One turn is one token, or one piece of the prompt; answers of one model take their tokens together
+//! ([`shared_turn`]). The choices of a request come one after the
 //! other from one reading of the prompt, so a request holds at most two caches, whatever its `n`.
 //! Who gets the next turn is the scheduler's business; how to draw a token is `model::Sampler`'s.
 
@@ -114,20 +115,31 @@ impl<'a> Generation<'a> {
         if self.prompt_logits.is_empty() {
             return self.read_prompt(decoder);
         }
-        let mut events = Vec::new();
-        let mut choice = match self.choice.take() {
-            Some(choice) => choice,
-            None => self.next_choice(),
-        };
-        if !self.next_token(&mut choice, decoder, &mut events) {
-            self.choice = Some(choice);
-        } else if self.choices_begun >= self.sampling.n.max(1) {
-            events.push(GenerationEvent::Done {
-                prompt_tokens: self.prompt.len() as u32,
-                completion_tokens: self.completion_tokens,
-            });
+        if self.reads_tokens() {
+            let adapter = self.adapter.clone();
+            let (cache, token) = self.next_input(decoder);
+            let logits = decoder.extend(cache, &[token], adapter.as_deref());
+            return self.accept(&values(&logits));
         }
+        self.choice = Some(self.next_choice());
+        let logits = std::mem::take(&mut self.prompt_logits);
+        let events = self.accept(&logits);
+        self.prompt_logits = logits;
         events
+    }
+
+    /// Whether the next turn lets the decoder read one token, so that it may be shared with others.
+    pub fn reads_tokens(&self) -> bool {
+        self.choice.as_ref().is_some_and(|choice| choice.last.is_some())
+    }
+
+    /// Whether both go through the same weights.
+    pub fn shares_weights(&self, other: &Self) -> bool {
+        match (&self.adapter, &other.adapter) {
+            (None, None) => true,
+            (Some(a), Some(b)) => Rc::ptr_eq(a, b),
+            _ => false,
+        }
     }
 
     fn read_prompt(&mut self, decoder: &Decoder) -> Vec<GenerationEvent> {
@@ -163,24 +175,53 @@ impl<'a> Generation<'a> {
         }
     }
 
+    /// The token to read next, and the cache that it goes to, which has room for it.
+    fn next_input(&mut self, decoder: &Decoder) -> (&mut KvCache, i64) {
+        let choice = self.choice.as_mut().expect("a choice is in hand");
+        if choice.cache.is_none() {
+            // The last choice may write behind the prompt itself.
+            choice.cache = match &self.cache {
+                Some(cache) if self.choices_begun < self.sampling.n => {
+                    Some(cache.with_capacity(decoder, cache.capacity()))
+                }
+                _ => self.cache.take(),
+            };
+        }
+        let cache = choice.cache.as_mut().expect("the prompt was read before the first token");
+        if cache.len() == cache.capacity() {
+            let most = self.prompt.len() + self.limit;
+            *cache = cache.with_capacity(decoder, most.min(2 * cache.capacity()));
+        }
+        (cache, choice.last.expect("a token was drawn before"))
+    }
+
+    /// Draws the choice's next token from these logits.
+    fn accept(&mut self, logits: &[f32]) -> Vec<GenerationEvent> {
+        let mut choice = self.choice.take().expect("a choice is in hand");
+        let mut events = Vec::new();
+        if !self.draw(&mut choice, logits, &mut events) {
+            self.choice = Some(choice);
+        } else if self.choices_begun >= self.sampling.n.max(1) {
+            events.push(GenerationEvent::Done {
+                prompt_tokens: self.prompt.len() as u32,
+                completion_tokens: self.completion_tokens,
+            });
+        }
+        events
+    }
+
     /// One more token of a choice; true when that was its last.
-    fn next_token(
+    fn draw(
         &mut self,
         choice: &mut Choice<'a>,
-        decoder: &Decoder,
+        logits: &[f32],
         events: &mut Vec<GenerationEvent>,
     ) -> bool {
         if choice.tokens >= self.limit {
             choice.finish(FinishReason::Length, events);
             return true;
         }
-        let token = match choice.last {
-            None => choice.sampler.sample(&self.prompt_logits),
-            Some(last) => {
-                let logits = self.read_token(choice, last, decoder);
-                choice.sampler.sample(&logits)
-            }
-        };
+        let token = choice.sampler.sample(logits);
         choice.tokens += 1;
         choice.last = Some(i64::from(token));
         self.completion_tokens += 1;
@@ -201,25 +242,20 @@ impl<'a> Generation<'a> {
         }
         false
     }
+}
 
-    /// Logits after a token of the choice, in a cache with room for it.
-    fn read_token(&mut self, choice: &mut Choice<'a>, token: i64, decoder: &Decoder) -> Vec<f32> {
-        if choice.cache.is_none() {
-            // The last choice may write behind the prompt itself.
-            choice.cache = match &self.cache {
-                Some(cache) if self.choices_begun < self.sampling.n => {
-                    Some(cache.with_capacity(decoder, cache.capacity()))
-                }
-                _ => self.cache.take(),
-            };
-        }
-        let cache = choice.cache.as_mut().expect("the prompt was read before the first token");
-        if cache.len() == cache.capacity() {
-            let most = self.prompt.len() + self.limit;
-            *cache = cache.with_capacity(decoder, most.min(2 * cache.capacity()));
-        }
-        values(&decoder.extend(cache, &[token], self.adapter.as_deref()))
-    }
+/// One token for each of several answers that [share their weights](Generation::shares_weights) and
+/// [read tokens](Generation::reads_tokens), in one pass of the decoder: the weights, which are most of
+/// the work, are walked once. What each has to tell, in order.
+pub fn shared_turn(
+    generations: &mut [Generation<'_>],
+    decoder: &Decoder,
+) -> Vec<Vec<GenerationEvent>> {
+    let adapter = generations.first().and_then(|first| first.adapter.clone());
+    let mut inputs: Vec<_> =
+        generations.iter_mut().map(|generation| generation.next_input(decoder)).collect();
+    let logits = decoder.extend_each(&mut inputs, adapter.as_deref());
+    generations.iter_mut().zip(logits).map(|(generation, row)| generation.accept(&row)).collect()
 }
 
 impl Choice<'_> {
