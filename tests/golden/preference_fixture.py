@@ -3,7 +3,7 @@ adapter on pairs of random tokens: loss, every adapter gradient, log-probabiliti
 All of it in fp64, because sums of log-probabilities leave fp32 too few digits to compare losses by.
 
 Run in the reference environment with trl and datasets beside it; writes below crates/engine/tests/fixtures.
-DPO's losses come from trl's own trainer; the other losses from trl's own loss functions, on log-probabilities
+DPO's losses and KTO's come from trl's own trainers; the other losses from trl's own loss functions, on log-probabilities
 that are computed here answer by answer. ORPO's likelihood term is over the answer alone, as in its paper (trl
 counts the prompt too). Label smoothing is the conservative form, which trl has for SimPO and no longer for DPO.
 """
@@ -21,7 +21,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, get_linear_schedule_with_warmup
-from trl import DPOConfig, DPOTrainer
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 from trl.experimental.cpo import CPOTrainer
 from trl.experimental.orpo import ORPOTrainer
 
@@ -39,7 +39,10 @@ LOSSES = {
     "ipo": ("ipo", 0.4, 0.0, 0.0),
     "orpo": ("orpo", 0.5, 0.0, 0.0),
     "simpo": ("simpo", 2.0, 0.1, 0.5),
+    "kto": ("kto", 0.3, 0.0, 0.0),
 }
+# KTO's weights of good and of bad answers.
+WEIGHTS = (1.5, 0.75)
 STEPS = 20
 VOCABULARY = 101
 
@@ -76,9 +79,8 @@ def all_logs(model, pairs):
     return torch.stack(sums), counts
 
 
-def padded(pairs):
-    """As trl's collator makes it: preferred answers first."""
-    rows = [(p, w) for p, w, _ in pairs] + [(p, l) for p, _, l in pairs]
+def padded(rows, prefix=""):
+    """As trl's collators make it."""
     longest = max(len(p) + len(a) for p, a in rows)
     out = {key: torch.zeros(len(rows), longest, dtype=torch.long)
            for key in ("input_ids", "attention_mask", "completion_mask")}
@@ -87,7 +89,22 @@ def padded(pairs):
         out["input_ids"][row, :end] = torch.cat([prompt, answer])
         out["attention_mask"][row, :end] = 1
         out["completion_mask"][row, len(prompt) : end] = 1
-    return out
+    return {prefix + key: value for key, value in out.items()}
+
+
+def paired(pairs):
+    """Preferred answers first."""
+    return padded([(p, w) for p, w, _ in pairs] + [(p, l) for p, _, l in pairs])
+
+
+def labelled(pairs):
+    """The same answers one by one, and each input with the answer of the row before."""
+    rows = [row for p, w, l in pairs for row in (((p, w), True), ((p, l), False))]
+    # An order in which the mean over other inputs' answers is above 0, where it counts.
+    rows, label = zip(*[rows[i * 3 % len(rows)] for i in range(len(rows))])
+    others = [(rows[i][0], rows[i - 1][1]) for i in range(len(rows))]
+    label = torch.tensor(label)
+    return {**padded(rows), **padded(others, "KL_"), "label": label}
 
 
 def tokenizer():
@@ -106,13 +123,27 @@ def trl_trainer(model, loss_type, beta, folder):
     return DPOTrainer(model=model, args=config, train_dataset=rows, processing_class=tokenizer())
 
 
+def kto_trainer(model, beta, folder):
+    row = {"prompt": "w2 w3 ", "completion": "w4", "label": True}
+    config = KTOConfig(
+        output_dir=folder, loss_type="kto", beta=beta, desirable_weight=WEIGHTS[0],
+        undesirable_weight=WEIGHTS[1], report_to="none", use_cpu=True, bf16=False,
+        gradient_checkpointing=False, disable_dropout=True, per_device_train_batch_size=2,
+        train_sampling_strategy="sequential",
+    )
+    rows = Dataset.from_list([row, {**row, "label": False}])
+    return KTOTrainer(model=model, args=config, train_dataset=rows, processing_class=tokenizer())
+
+
 def loss_function(name, model, pairs, folder):
     """A function without arguments that computes the mean loss over the pairs, with its graph."""
     kind, beta, smoothing, gamma = LOSSES[name]
     here = SimpleNamespace(device="cpu")
-    if kind in ("sigmoid", "hinge", "ipo") and smoothing == 0:
-        trainer = trl_trainer(model, kind, beta, folder)
-        inputs = padded(pairs)
+    if kind in ("sigmoid", "hinge", "ipo", "kto") and smoothing == 0:
+        if kind == "kto":
+            trainer, inputs = kto_trainer(model, beta, folder), labelled(pairs)
+        else:
+            trainer, inputs = trl_trainer(model, kind, beta, folder), paired(pairs)
         trainer.model.eval()
         # Made because the adapter has values already; ours is compared with the model without any.
         trainer.model.delete_adapter("ref")

@@ -103,6 +103,22 @@ def test_another_loss_makes_it_say_what_is_preferred(client, pairs_file):
     assert "zebra" in answer.choices[0].message.content.lower()
 
 
+def test_labelled_answers_are_enough_for_kto(client):
+    rows = []
+    for i, thing in enumerate(jobs.THINGS[:8]):
+        question = [{"role": "user", "content": f"What colour is {thing} {i}?"}]
+        for text, label in (("zebra", True), ("blue", False)):
+            answer = [{"role": "assistant", "content": text}]
+            rows.append({"input": {"messages": question}, "completion": answer, "label": label})
+    file = jobs.upload(client, jobs.jsonl(rows), "labelled.jsonl")
+    job = create(client, file.id, n_epochs=2, batch_size=8, beta=0.5, loss_type="kto")
+    job = jobs.succeed(client, job.id)
+    assert job.method.dpo.hyperparameters.model_extra["desirable_weight"] == 1.0
+    metrics = [e.data for e in jobs.events(client, job.id) if e.type == "metrics"]
+    assert metrics[-1]["train_loss"] < metrics[0]["train_loss"]
+    assert metrics[-1]["train_reward_margin"] > 0
+
+
 def test_chat_rows_are_refused_for_it(client, training_file):
     job = create(client, training_file.id)
     job = jobs.wait(client, job.id, {"failed"})

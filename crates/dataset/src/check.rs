@@ -91,6 +91,7 @@ struct Rows<'t> {
     stats: Stats,
     /// Where examples go, if they are wanted.
     examples: Option<Vec<Example>>,
+    labels: Vec<bool>,
 }
 
 impl<'t> Checker<'t> {
@@ -104,6 +105,7 @@ impl<'t> Checker<'t> {
             problems: ProblemList::new(limits.max_problems),
             stats: Stats::default(),
             examples: None,
+            labels: Vec::new(),
         };
         Self { splitter: LineSplitter::new(limits.max_line_bytes), rows }
     }
@@ -116,10 +118,10 @@ impl<'t> Checker<'t> {
 
     /// Ends the file.
     pub fn finish(self) -> Checked {
-        self.finish_with_examples().0
+        self.finish_with_data().0
     }
 
-    fn finish_with_examples(mut self) -> (Checked, Vec<Example>) {
+    fn finish_with_data(mut self) -> (Checked, Dataset) {
         let rows = &mut self.rows;
         self.splitter.finish(&mut |line| rows.line(line));
         rows.flush();
@@ -130,7 +132,10 @@ impl<'t> Checker<'t> {
             total_problems: rows.problems.total,
             stats: rows.stats,
         };
-        (checked, rows.examples.unwrap_or_default())
+        let examples = rows.examples.unwrap_or_default();
+        let mut data = Dataset::grouped(examples, rows.limits.format.sequences());
+        data.labels = rows.labels;
+        (checked, data)
     }
 }
 
@@ -191,8 +196,12 @@ impl Rows<'_> {
         {
             self.stats.add_equal_pair(finding.number);
         }
+        if let Some(label) = finding.label {
+            self.stats.n_undesirable += u64::from(!label);
+        }
         if let Some(examples) = &mut self.examples {
             examples.extend(finding.examples);
+            self.labels.extend(finding.label);
         }
     }
 
@@ -210,7 +219,7 @@ impl Rows<'_> {
             self.problems.push(Problem::of_file(code::INVALID_N_EXAMPLES, message));
         } else if self.problems.is_empty() && self.stats.target_tokens == 0 {
             let why = match self.limits.format {
-                Format::Preference => "of every example an answer lies",
+                Format::Preference | Format::Labelled => "of every example an answer lies",
                 _ => "every assistant message has weight 0 or lies",
             };
             let message = format!(
@@ -239,15 +248,18 @@ fn unexpected_format(line: u64, expected: Format, found: Format) -> Problem {
         Format::Preference => {
             "'input', 'preferred_output' and 'non_preferred_output' in every example"
         }
+        Format::Labelled => "'input', 'completion' and 'label' in every example",
         _ => "'messages' in every example",
     };
     let hint = match found {
         Format::Preference => " (train those with method 'dpo')",
         Format::Chat => " (train those with method 'supervised')",
+        Format::Labelled => " (train those with method 'dpo' and loss_type 'kto')",
         Format::PromptCompletion => "",
     };
     let missing = match expected {
         Format::Preference => "input",
+        Format::Labelled => "label",
         _ => "messages",
     };
     let message = format!(
@@ -285,9 +297,6 @@ pub fn load(
         }
         checker.push(&buffer[..read]);
     }
-    let (checked, examples) = checker.finish_with_examples();
-    if !checked.problems.is_empty() {
-        return Err(checked.problems);
-    }
-    Ok(Dataset::grouped(examples, format.sequences()))
+    let (checked, data) = checker.finish_with_data();
+    if checked.problems.is_empty() { Ok(data) } else { Err(checked.problems) }
 }

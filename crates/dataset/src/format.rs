@@ -11,6 +11,8 @@ pub enum Format {
     Chat,
     /// `{"input": …, "preferred_output": …, "non_preferred_output": …}`.
     Preference,
+    /// `{"input": …, "completion": …, "label": true}`.
+    Labelled,
     /// `{"prompt": …, "completion": …}`.
     PromptCompletion,
 }
@@ -23,7 +25,9 @@ impl Format {
 
     pub(crate) fn of(row: &Map<String, Value>) -> Option<Self> {
         let has = |key: &str| row.contains_key(key);
-        if has("messages") {
+        if has("label") && has("completion") {
+            Some(Self::Labelled)
+        } else if has("messages") {
             Some(Self::Chat)
         } else if has("preferred_output")
             || has("non_preferred_output")
@@ -44,6 +48,7 @@ impl fmt::Display for Format {
         f.write_str(match self {
             Self::Chat => "chat messages",
             Self::Preference => "preference pairs",
+            Self::Labelled => "labelled answers",
             Self::PromptCompletion => "prompt/completion pairs",
         })
     }

@@ -6,6 +6,7 @@
 use crate::check::Limits;
 use crate::error::TemplateError;
 use crate::format::Format;
+use crate::labelled::read_labelled;
 use crate::mask::Example;
 use crate::preference::read_pair;
 use crate::problem::{Problem, ProblemList, code};
@@ -30,6 +31,8 @@ pub(crate) struct Finding {
     pub examples: Vec<Example>,
     /// Whether it uses keys of an older version of its format.
     pub old_keys: bool,
+    /// Of a labelled row without fault.
+    pub label: Option<bool>,
 }
 
 pub(crate) fn inspect(tokenizer: &ChatTokenizer, limits: Limits, row: &RawRow) -> Finding {
@@ -39,6 +42,7 @@ pub(crate) fn inspect(tokenizer: &ChatTokenizer, limits: Limits, row: &RawRow) -
         problems: ProblemList::new(limits.max_problems),
         examples: Vec::new(),
         old_keys: false,
+        label: None,
     };
     let conversations = match std::str::from_utf8(&row.bytes) {
         Ok(text) => read(limits.format, text, &mut finding),
@@ -75,13 +79,18 @@ pub(crate) fn inspect(tokenizer: &ChatTokenizer, limits: Limits, row: &RawRow) -
 /// The conversations of a row in the expected format; none when it has a fault.
 fn read(expected: Format, text: &str, finding: &mut Finding) -> Vec<Conversation> {
     let problems = &mut finding.problems;
-    if expected != Format::Preference {
+    if !matches!(expected, Format::Preference | Format::Labelled) {
         let (format, conversation) = read_row(finding.number, text, problems);
         finding.format = format;
         return conversation.into_iter().collect();
     }
     let Some(row) = read_object(finding.number, text, problems) else { return Vec::new() };
     finding.format = Format::of(&row);
+    if expected == Format::Labelled {
+        let labelled = read_labelled(finding.number, row, problems);
+        finding.label = labelled.as_ref().map(|(_, label)| *label);
+        return labelled.into_iter().map(|(conversation, _)| conversation).collect();
+    }
     match read_pair(finding.number, row, problems) {
         Some(pair) => {
             finding.old_keys = pair.old_keys;

@@ -15,6 +15,7 @@ mod error;
 mod format;
 mod inspect;
 mod json;
+mod labelled;
 mod lines;
 mod mask;
 mod message;

@@ -62,6 +62,8 @@ pub struct Dataset {
     pub examples: Vec<Example>,
     /// Sequences of a row: 1, or 2 for pairs (the preferred answer first).
     per_row: usize,
+    /// Of labelled rows: whether the answer is a good one.
+    pub labels: Vec<bool>,
     /// The permutation in use; it saves a shuffle per step.
     current: Mutex<Option<Shuffled>>,
 }
@@ -81,7 +83,8 @@ impl Dataset {
 
     /// Rows of `per_row` sequences each, one row behind the other.
     pub fn grouped(examples: Vec<Example>, per_row: usize) -> Self {
-        Self { examples, per_row: per_row.max(1), current: Mutex::new(None) }
+        let per_row = per_row.max(1);
+        Self { examples, per_row, labels: Vec::new(), current: Mutex::new(None) }
     }
 
     /// Rows: what batches are counted in.

@@ -84,7 +84,7 @@ fn rename_old_keys(row: &mut Map<String, Value>) -> bool {
 }
 
 /// Messages and tools of the input.
-fn take_input(
+pub(crate) fn take_input(
     line: u64,
     mut input: Map<String, Value>,
     calls: &mut HashSet<String>,
@@ -118,7 +118,7 @@ fn take_input(
 }
 
 /// The messages of an answer: at least one assistant's, and results of tools between them.
-fn take_answer(
+pub(crate) fn take_answer(
     line: u64,
     list: MessageList,
     answer: Value,

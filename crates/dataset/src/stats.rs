@@ -28,6 +28,8 @@ pub struct Stats {
     pub lines_without_targets: Vec<u64>,
     /// Examples that use an older key, and are read all the same.
     pub n_old_keys: u64,
+    /// Of labelled examples: the bad ones.
+    pub n_undesirable: u64,
     /// Pairs whose two answers are the same text: they teach nothing.
     pub n_equal_pairs: u64,
     /// Their lines, the first 1000.

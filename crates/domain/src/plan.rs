@@ -40,7 +40,7 @@ pub struct ResolvedHyperparameters {
     pub lora: LoraConfig,
     /// The loss of the method `dpo`, and only there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub preference: Option<Preference>,
+    pub preference: Option<Box<Preference>>,
     pub seed: u64,
 }
 

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::hyperparameters::Auto;
 
-/// The loss over a pair of answers (Δ: difference of what the adapter added to their log-probabilities).
+/// The loss over answers (of pairs, Δ: difference of what the adapter added to their log-probabilities).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LossType {
@@ -21,11 +21,14 @@ pub enum LossType {
     Orpo,
     /// −ln σ(β·(difference of the log-probabilities per token) − γ); without a reference.
     Simpo,
+    /// Single answers with a label, good or bad, instead of pairs: 1 − σ(±β·(what the adapter added − z₀)).
+    Kto,
 }
 
 impl LossType {
-    pub const ALL: [Self; 5] = [Self::Sigmoid, Self::Ipo, Self::Hinge, Self::Orpo, Self::Simpo];
-    pub const NAMES: [&str; 5] = ["sigmoid", "ipo", "hinge", "orpo", "simpo"];
+    pub const ALL: [Self; 6] =
+        [Self::Sigmoid, Self::Ipo, Self::Hinge, Self::Orpo, Self::Simpo, Self::Kto];
+    pub const NAMES: [&str; 6] = ["sigmoid", "ipo", "hinge", "orpo", "simpo", "kto"];
 
     pub fn as_str(self) -> &'static str {
         match self {
@@ -34,6 +37,7 @@ impl LossType {
             Self::Hinge => "hinge",
             Self::Orpo => "orpo",
             Self::Simpo => "simpo",
+            Self::Kto => "kto",
         }
     }
 
@@ -75,6 +79,9 @@ pub struct PreferenceRequest {
     pub label_smoothing: Option<f64>,
     /// SimPO's margin.
     pub gamma: Option<f64>,
+    /// How much KTO counts a good answer, and a bad one.
+    pub desirable_weight: Option<f64>,
+    pub undesirable_weight: Option<f64>,
 }
 
 /// As resolved: part of the plan.
@@ -84,6 +91,8 @@ pub struct Preference {
     pub beta: f64,
     pub label_smoothing: f64,
     pub gamma: f64,
+    pub desirable_weight: f64,
+    pub undesirable_weight: f64,
 }
 
 impl PreferenceRequest {
@@ -94,6 +103,8 @@ impl PreferenceRequest {
             beta: self.beta.unwrap_or_else(|| self.loss_type.auto_beta()),
             label_smoothing: self.label_smoothing.unwrap_or(0.0),
             gamma: self.gamma.unwrap_or(if is_simpo { DEFAULT_GAMMA } else { 0.0 }),
+            desirable_weight: self.desirable_weight.unwrap_or(1.0),
+            undesirable_weight: self.undesirable_weight.unwrap_or(1.0),
         }
     }
 }
@@ -118,6 +129,8 @@ mod tests {
             beta: 0.1,
             label_smoothing: 0.0,
             gamma: 0.0,
+            desirable_weight: 1.0,
+            undesirable_weight: 1.0,
         };
         assert_eq!(all, dpo);
         let simpo = PreferenceRequest { loss_type: LossType::Simpo, ..Default::default() };

@@ -71,7 +71,8 @@ pub struct StepMetrics {
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RewardMetrics {
-    /// Share of pairs whose preferred answer has the higher reward.
+    /// Share of pairs whose preferred answer has the higher reward (`kto`: share of answers on their side of
+    /// z₀).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub train_reward_accuracy: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]

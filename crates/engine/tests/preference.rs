@@ -12,8 +12,9 @@ use domain::job::MethodType;
 use domain::plan::TrainingPlan;
 use domain::preference::{LossType, Preference, PreferenceRequest};
 use domain::report::RewardMetrics;
-use engine::train::objective::{Objective, Rows, Sums};
+use engine::train::objective::{Objective, Rows};
 use engine::train::preference::{Answer, pair_loss};
+use engine::train::sums::Sums;
 use engine::train::{Happened, prepare};
 use kernels::AdamW;
 use model::{Adapter, Decoder, Gradients, PassOptions};
@@ -23,13 +24,14 @@ use weights::TensorFile;
 use weights::peft::{read_adapter, write_adapter};
 
 /// The cases of the fixture: name, loss, β, label smoothing, γ.
-const CASES: [(&str, LossType, f64, f64, f64); 6] = [
+const CASES: [(&str, LossType, f64, f64, f64); 7] = [
     ("sigmoid", LossType::Sigmoid, 0.1, 0.0, 0.0),
     ("smoothed", LossType::Sigmoid, 0.3, 0.2, 0.0),
     ("hinge", LossType::Hinge, 0.2, 0.0, 0.0),
     ("ipo", LossType::Ipo, 0.4, 0.0, 0.0),
     ("orpo", LossType::Orpo, 0.5, 0.0, 0.0),
     ("simpo", LossType::Simpo, 2.0, 0.1, 0.5),
+    ("kto", LossType::Kto, 0.3, 0.0, 0.0),
 ];
 
 struct Golden {
@@ -78,7 +80,7 @@ impl Golden {
         Adapter::load(&self.decoder, folder.path()).unwrap().values().copy()
     }
 
-    fn rows(&self) -> Rows {
+    fn rows(&self, labelled: bool) -> Rows {
         let tokens: Vec<u32> = self.integers("tokens").iter().map(|&id| id as u32).collect();
         let mut rest = &tokens[..];
         let mut take = |count: usize| {
@@ -91,7 +93,18 @@ impl Golden {
             let (prompt, answers) = (take(lengths[0]), [take(lengths[1]), take(lengths[2])]);
             examples.extend(answers.map(|answer| sequence(prompt, answer)));
         }
-        Rows::new(Dataset::grouped(examples, 2))
+        if !labelled {
+            return Rows::new(Dataset::grouped(examples, 2), usize::MAX);
+        }
+        // The same answers one by one: the preferred ones good, the others bad.
+        let labels = (0..examples.len()).map(|answer| answer % 2 == 0).collect();
+        let mut data = Dataset::new(examples);
+        data.labels = labels;
+        Rows::new(data, usize::MAX)
+    }
+
+    fn rows_for(&self, objective: &Objective) -> Rows {
+        self.rows(matches!(objective, Objective::Labelled(_)))
     }
 }
 
@@ -115,11 +128,13 @@ fn learn(
 ) -> (Sums, Gradients) {
     let mut gradients = Gradients::zeros(adapter);
     let mut sums = Sums::default();
-    let all: Vec<u32> = (0..rows.data.rows() as u32).collect();
+    // In the fixture's order: KTO gives each input the answer of the row before it.
+    let count = rows.data.rows() as u32;
+    let all: Vec<u32> = (0..count).map(|row| row * 3 % count).collect();
     let options = PassOptions::new(1.0 / all.len() as f64, 0);
-    for batch in objective.micro_batches(&rows.data, &all, tokens) {
-        let adapter = (adapter, &mut gradients);
-        sums += objective.learn(rows, &batch, &golden.decoder, adapter, options).unwrap();
+    for batch in objective.micro_batches(rows, &all, tokens) {
+        let (adapter, decoder) = ((adapter, &mut gradients), &golden.decoder);
+        objective.learn(rows, &batch, decoder, adapter, options, &mut sums).unwrap();
     }
     (sums, gradients)
 }
@@ -127,7 +142,19 @@ fn learn(
 fn objective(
     (_, loss_type, beta, label_smoothing, gamma): (&str, LossType, f64, f64, f64),
 ) -> Objective {
-    Objective::Preference(Preference { loss_type, beta, label_smoothing, gamma })
+    let (desirable_weight, undesirable_weight) = (1.5, 0.75);
+    let options = Preference {
+        loss_type,
+        beta,
+        label_smoothing,
+        gamma,
+        desirable_weight,
+        undesirable_weight,
+    };
+    match loss_type {
+        LossType::Kto => Objective::Labelled(options),
+        _ => Objective::Pairs(options),
+    }
 }
 
 fn distance(ours: &Tensor, golden: &Tensor) -> f64 {
@@ -140,8 +167,9 @@ fn losses_and_every_gradient_equal_trls() {
     let adapter = golden.adapter();
     for case in CASES {
         let name = case.0;
-        let (sums, gradients) =
-            learn(&golden, &objective(case), &mut golden.rows(), &adapter, usize::MAX);
+        let objective = objective(case);
+        let mut rows = golden.rows_for(&objective);
+        let (sums, gradients) = learn(&golden, &objective, &mut rows, &adapter, usize::MAX);
         let expected = golden.doubles(&format!("{name}.loss"))[0];
         let loss = sums.mean_loss();
         // Sums of log-probabilities around −100 in f32 bound what can be asked for.
@@ -157,7 +185,7 @@ fn closed_forms_equal_trls_losses_on_the_same_log_probabilities() {
     let (with, without) = (golden.doubles("log_p"), golden.doubles("reference"));
     let lengths = golden.integers("lengths");
     for case in CASES {
-        let Objective::Preference(options) = objective(case) else { panic!("{}", case.0) };
+        let Objective::Pairs(options) = objective(case) else { continue };
         let answer = |pair: usize, which: usize| Answer {
             log_p: with[2 * pair + which],
             tokens: lengths[3 * pair + 1 + which] as u64,
@@ -179,8 +207,10 @@ fn rewards_are_what_the_adapter_added() {
         (0..with.len() / 2).map(|pair| with[2 * pair + which] - without[2 * pair + which]).sum()
     };
     let objective = objective(CASES[0]);
-    let (sums, _) = learn(&golden, &objective, &mut golden.rows(), &golden.adapter(), usize::MAX);
-    for (ours, theirs) in [(sums.rewards.chosen, gain(0)), (sums.rewards.rejected, gain(1))] {
+    let mut rows = golden.rows_for(&objective);
+    let (sums, _) = learn(&golden, &objective, &mut rows, &golden.adapter(), usize::MAX);
+    let rewards = sums.rewards;
+    for (ours, theirs) in [(rewards.chosen.sum, gain(0)), (rewards.rejected.sum, gain(1))] {
         assert!((ours - 0.1 * theirs).abs() < 5e-6, "{ours} against {}", 0.1 * theirs);
     }
 }
@@ -191,7 +221,8 @@ fn how_pairs_are_packed_changes_nothing() {
     let adapter = golden.adapter();
     for case in CASES {
         let objective = objective(case);
-        let of = |tokens| learn(&golden, &objective, &mut golden.rows(), &adapter, tokens);
+        let of =
+            |tokens| learn(&golden, &objective, &mut golden.rows_for(&objective), &adapter, tokens);
         let (together, gradients) = of(usize::MAX);
         for tokens in [1, 60, 130] {
             let (apart, others) = of(tokens);
@@ -206,7 +237,8 @@ fn how_pairs_are_packed_changes_nothing() {
 fn twenty_steps_follow_trls() {
     let golden = Golden::open();
     for case in CASES {
-        let (name, objective, mut rows) = (case.0, objective(case), golden.rows());
+        let (name, objective) = (case.0, objective(case));
+        let mut rows = golden.rows_for(&objective);
         let mut adapter = golden.adapter();
         let m = Gradients::zeros(&adapter);
         let v = Gradients::zeros(&adapter);
@@ -258,12 +290,27 @@ fn write_pairs(folder: &Folder, name: &str, swapped: bool) -> PathBuf {
     path
 }
 
+/// The same answers, labelled one by one.
+fn write_labelled(folder: &Folder, name: &str) -> PathBuf {
+    let row = |question: &str, answer: &str, label: bool| {
+        json!({"prompt": question, "completion": answer, "label": label}).to_string() + "\n"
+    };
+    let rows =
+        PAIRS.map(|(question, good, bad)| row(question, good, true) + &row(question, bad, false));
+    let path = folder.path().join(name);
+    fs::write(&path, rows.concat()).unwrap();
+    path
+}
+
 fn dpo_plan(output: &Folder, name: &str, loss_type: LossType) -> TrainingPlan {
     let mut plan = plan(output, name);
     plan.method = MethodType::Dpo;
-    plan.training_file = write_pairs(output, &format!("{name}.jsonl"), false);
+    plan.training_file = match loss_type {
+        LossType::Kto => write_labelled(output, &format!("{name}.jsonl")),
+        _ => write_pairs(output, &format!("{name}.jsonl"), false),
+    };
     let wish = PreferenceRequest { loss_type, ..PreferenceRequest::default() };
-    plan.hyperparameters.preference = Some(wish.resolve());
+    plan.hyperparameters.preference = Some(Box::new(wish.resolve()));
     plan
 }
 
@@ -271,7 +318,13 @@ fn dpo_plan(output: &Folder, name: &str, loss_type: LossType) -> TrainingPlan {
 fn every_loss_teaches_to_prefer() {
     let (tiny, output) = (Tiny::load(), Folder::new());
     for loss_type in LossType::ALL {
-        let outcome = tiny.finish(dpo_plan(&output, loss_type.as_str(), loss_type));
+        let mut plan = dpo_plan(&output, loss_type.as_str(), loss_type);
+        if loss_type == LossType::Kto {
+            // Large enough a batch to hold good and bad ones.
+            plan.hyperparameters.batch_size = 4;
+            plan.hyperparameters.preference.as_mut().unwrap().beta = 0.5;
+        }
+        let outcome = tiny.finish(plan);
         assert_eq!(outcome.end, Some(Happened::Finished), "{:?}", outcome.failure);
         let last = outcome.steps.last().unwrap();
         assert!(last.train_loss < outcome.steps[0].train_loss, "{loss_type:?}");
@@ -281,14 +334,23 @@ fn every_loss_teaches_to_prefer() {
             (rewards.train_chosen_reward.unwrap(), rewards.train_rejected_reward.unwrap());
         assert!((rewards.train_reward_margin.unwrap() - (chosen - rejected)).abs() < 1e-9);
         assert!(chosen > rejected);
+        if loss_type == LossType::Kto {
+            assert_eq!(outcome.steps.len(), 20, "eight answers, four a step, ten times");
+        }
     }
 }
 
 #[test]
 fn a_resumed_run_ends_with_the_bytes_of_an_undisturbed_one() {
+    for loss_type in [LossType::Sigmoid, LossType::Kto] {
+        check_resume(loss_type);
+    }
+}
+
+fn check_resume(loss_type: LossType) {
     let (tiny, output) = (Tiny::load(), Folder::new());
     let plan_of = |name: &str| {
-        let mut plan = dpo_plan(&output, name, LossType::Sigmoid);
+        let mut plan = dpo_plan(&output, name, loss_type);
         plan.hyperparameters.lora.dropout = 0.1;
         plan.hyperparameters.micro_batch_tokens = 512;
         plan

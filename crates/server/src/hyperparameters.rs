@@ -5,7 +5,7 @@ use domain::hyperparameters::{
     auto_learning_rate,
 };
 use domain::plan::{LoraConfig, ResolvedHyperparameters};
-use domain::preference::LEARNING_RATE_DIVISOR;
+use domain::preference::{LEARNING_RATE_DIVISOR, LossType};
 use domain::{Auto, Hyperparameters, LoraRequest, TrainingOptions};
 use serde_json::{Map, Value};
 
@@ -17,6 +17,7 @@ const DEFAULT_MAX_SEQ_LEN: u32 = 2048;
 const DEFAULT_MICRO_BATCH_TOKENS: u32 = 2048;
 const DEFAULT_WARMUP_RATIO: f64 = 0.03;
 const DEFAULT_MAX_GRAD_NORM: f64 = 1.0;
+const KTO_MIN_AUTO_BATCH: u32 = 8;
 const DEFAULT_CHECKPOINT_STEPS: u64 = 50;
 const DEFAULT_PATIENCE: u32 = 2;
 
@@ -232,7 +233,12 @@ pub(crate) fn resolve(
     measured: &Measured,
 ) -> ResolvedHyperparameters {
     let n_epochs = wish.n_epochs.unwrap_or_else(|| auto_epochs(measured.n_examples));
-    let batch_size = wish.batch_size.unwrap_or_else(|| auto_batch_size(measured.n_examples));
+    let is_kto = wish.preference.is_some_and(|wish| wish.loss_type == LossType::Kto);
+    let batch_size = wish.batch_size.unwrap_or_else(|| {
+        let size = auto_batch_size(measured.n_examples);
+        // KTO measures its baseline on the batch.
+        if is_kto { size.max(KTO_MIN_AUTO_BATCH) } else { size }
+    });
     let steps_per_epoch = measured.n_examples.div_ceil(u64::from(batch_size.max(1)));
     let total_steps = steps_per_epoch * u64::from(n_epochs);
     let multiplier = wish.learning_rate_multiplier.unwrap_or_else(|| 1.0);
@@ -284,7 +290,7 @@ pub(crate) fn resolve(
             .map(resolve_early_stopping),
         quantization: job.quantization.or(operator.quantization).unwrap_or_default(),
         lora: resolve_lora(job.lora.as_ref(), operator.lora.as_ref()),
-        preference: wish.preference.map(|preference| preference.resolve()),
+        preference: wish.preference.map(|preference| Box::new(preference.resolve())),
         seed,
     }
 }

@@ -38,7 +38,8 @@ pub(crate) fn requested_dpo(
 }
 
 fn requested(fields: &Map<String, Value>, path: &str) -> ApiResult<Hyperparameters> {
-    const OURS: [&str; 4] = ["beta", "loss_type", "label_smoothing", "gamma"];
+    const OURS: [&str; 6] =
+        ["beta", "loss_type", "label_smoothing", "gamma", "desirable_weight", "undesirable_weight"];
     let common = fields.iter().filter(|(name, _)| !OURS.contains(&name.as_str()));
     let hyperparameters = requested_common(common, path)?;
     let at = |name: &str| format!("{path}.{name}");
@@ -69,11 +70,24 @@ fn requested(fields: &Map<String, Value>, path: &str) -> ApiResult<Hyperparamete
         Ok(Some(value))
     };
     let smoothed = loss_type.takes_label_smoothing();
+    let is_kto = loss_type == LossType::Kto;
+    if let Auto::Value(size @ 0..=1) = hyperparameters.batch_size
+        && is_kto
+    {
+        let message = format!(
+            "Invalid '{}': the loss 'kto' compares the answers of a batch; expected a value of at \
+             least 2, but got {size} instead.",
+            at("batch_size")
+        );
+        return Err(ApiError::invalid_value(at("batch_size"), message));
+    }
     let preference = PreferenceRequest {
         beta,
         loss_type,
         label_smoothing: own("label_smoothing", smoothed, 0.0..0.5)?,
         gamma: own("gamma", loss_type == LossType::Simpo, 0.0..10.0)?,
+        desirable_weight: own("desirable_weight", is_kto, 0.0..100.0)?,
+        undesirable_weight: own("undesirable_weight", is_kto, 0.0..100.0)?,
     };
     Ok(Hyperparameters { preference: Some(preference), ..hyperparameters })
 }
@@ -92,23 +106,39 @@ fn loss_type(value: Option<&Value>, path: &str) -> ApiResult<LossType> {
 /// The hyperparameters of the job's method as its object shows them: as requested, later as resolved.
 pub(crate) fn shown(row: &JobRow, common: &Hyperparameters) -> Value {
     let mut shown = json!(common);
-    let resolved = row.resolved.as_ref().and_then(|resolved| resolved.preference);
-    let (loss_type, beta, numbers) = match (resolved, &row.hyperparameters.preference) {
-        (Some(Preference { loss_type, beta, label_smoothing, gamma }), _) => {
-            (loss_type, Auto::Value(beta), [Some(label_smoothing), Some(gamma)])
-        }
-        (None, Some(wish)) => (wish.loss_type, wish.beta, [wish.label_smoothing, wish.gamma]),
+    let resolved = row.resolved.as_ref().and_then(|resolved| resolved.preference.as_deref());
+    let wish = match (resolved, row.hyperparameters.preference) {
+        (Some(resolved), _) => as_wish(resolved),
+        (None, Some(wish)) => wish,
         (None, None) => return shown,
     };
-    shown["beta"] = json!(beta);
+    let loss_type = wish.loss_type;
+    shown["beta"] = json!(wish.beta);
     shown["loss_type"] = json!(loss_type);
-    let used = [loss_type.takes_label_smoothing(), loss_type == LossType::Simpo];
-    for ((name, value), used) in ["label_smoothing", "gamma"].into_iter().zip(numbers).zip(used) {
-        if let Some(value) = value.filter(|_| used) {
+    let is_kto = loss_type == LossType::Kto;
+    for (name, value, is_used) in [
+        ("label_smoothing", wish.label_smoothing, loss_type.takes_label_smoothing()),
+        ("gamma", wish.gamma, loss_type == LossType::Simpo),
+        ("desirable_weight", wish.desirable_weight, is_kto),
+        ("undesirable_weight", wish.undesirable_weight, is_kto),
+    ] {
+        if let Some(value) = value.filter(|_| is_used) {
             shown[name] = json!(value);
         }
     }
     shown
+}
+
+/// Resolved values in the form of a wish that leaves nothing open.
+fn as_wish(resolved: &Preference) -> PreferenceRequest {
+    PreferenceRequest {
+        beta: Auto::Value(resolved.beta),
+        loss_type: resolved.loss_type,
+        label_smoothing: Some(resolved.label_smoothing),
+        gamma: Some(resolved.gamma),
+        desirable_weight: Some(resolved.desirable_weight),
+        undesirable_weight: Some(resolved.undesirable_weight),
+    }
 }
 
 /// Whether a repeated call asks for the same.
@@ -118,6 +148,8 @@ pub(crate) fn same_wishes(a: &PreferenceRequest, b: &PreferenceRequest) -> bool 
         && same_number(a.beta, b.beta)
         && same_number(number(a.label_smoothing), number(b.label_smoothing))
         && same_number(number(a.gamma), number(b.gamma))
+        && same_number(number(a.desirable_weight), number(b.desirable_weight))
+        && same_number(number(a.undesirable_weight), number(b.undesirable_weight))
 }
 
 #[cfg(test)]
@@ -154,6 +186,9 @@ mod tests {
             (json!({"gamma": 1}), "gamma"),
             (json!({"loss_type": "simpo", "gamma": -1}), "gamma"),
             (json!({"epsilon": 1}), "epsilon"),
+            (json!({"desirable_weight": 1}), "desirable_weight"),
+            (json!({"loss_type": "kto", "undesirable_weight": -1}), "undesirable_weight"),
+            (json!({"loss_type": "kto", "batch_size": 1}), "batch_size"),
             (json!({"n_epochs": 0}), "n_epochs"),
         ] {
             let error = asked(object.clone()).unwrap_err().envelope().error;

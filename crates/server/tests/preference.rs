@@ -124,6 +124,26 @@ async fn rows_of_the_other_method_are_refused_with_the_way_out() {
 }
 
 #[tokio::test]
+async fn labelled_answers_are_rows_of_kto_alone() {
+    let server = TestServer::start().await.with_model().await;
+    let row = |i: usize| {
+        let label = i.is_multiple_of(2);
+        json!({"prompt": format!("question {i}"), "completion": "answer", "label": label})
+    };
+    let rows: String = (0..12).map(|i| row(i).to_string() + "\n").collect();
+    let file = server.upload(rows.as_bytes()).await;
+    let job = server.create_job(&body(&file, json!({"loss_type": "kto"}))).await;
+    let job = server.job_when(&job, "queued").await;
+    let shown = &job["method"]["dpo"]["hyperparameters"];
+    assert_eq!((&shown["loss_type"], &shown["batch_size"]), (&json!("kto"), &json!(8)));
+    assert_eq!(shown["undesirable_weight"], 1.0);
+    let job = server.create_job(&body(&file, json!({}))).await;
+    let job = server.job_when(&job, "failed").await;
+    let message = job["error"]["message"].as_str().unwrap();
+    assert!(message.contains("loss_type 'kto'"), "{message}");
+}
+
+#[tokio::test]
 async fn older_names_and_equal_answers_are_remarked_upon() {
     let server = TestServer::start().await.with_model().await;
     let text = String::from_utf8(pairs(12)).unwrap();

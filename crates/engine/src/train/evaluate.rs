@@ -8,7 +8,8 @@ use std::collections::VecDeque;
 use domain::report::StepMetrics;
 use model::{Adapter, BatchError, Decoder};
 
-use super::objective::{MicroBatch, Objective, Rows, Sums};
+use super::objective::{MicroBatch, Objective, Rows};
+use super::sums::Sums;
 
 /// Steps between evaluations of a batch.
 const EVERY_STEPS: u64 = 10;
@@ -80,11 +81,11 @@ impl Evaluation {
             let upto = count.min(self.taken + PACKED_AT_ONCE);
             let row = |n: usize| ((start + n) % rows.data.rows()) as u32;
             let chosen: Vec<u32> = (self.taken..upto).map(row).collect();
-            self.packed = objective.micro_batches(&rows.data, &chosen, micro_batch_tokens).into();
+            self.packed = objective.micro_batches(rows, &chosen, micro_batch_tokens).into();
             self.taken = upto;
         }
         if let Some(batch) = self.packed.pop_front() {
-            self.sums += objective.evaluate(rows, &batch, decoder, adapter)?;
+            objective.evaluate(rows, &batch, decoder, adapter, &mut self.sums)?;
         }
         Ok(!self.packed.is_empty() || self.taken < count)
     }

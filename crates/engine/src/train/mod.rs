@@ -16,6 +16,7 @@ mod prepare;
 mod relief;
 mod schedule;
 mod step;
+pub mod sums;
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -94,7 +95,7 @@ enum Phase {
     /// No step in hand: what a checkpoint holds is consistent.
     Between,
     Stepping {
-        step: StepInHand,
+        step: Box<StepInHand>,
         began: Instant,
     },
     /// The step is done; its metrics wait for the evaluations that are due. None: it was skipped.
@@ -130,6 +131,7 @@ impl Run {
         };
         state.fence = plan.fence;
         let saved_step = state.step;
+        let max_tokens = h.max_seq_len as usize;
         let training = Training {
             total_steps: u64::from(h.n_epochs) * data.steps_per_epoch(h.batch_size as usize),
             micro_batch_tokens: h.micro_batch_tokens as usize,
@@ -140,12 +142,12 @@ impl Run {
             cursor: state.cursor,
             hyperparameters: h,
             objective,
-            rows: Rows::new(data),
+            rows: Rows::new(data, max_tokens),
         };
         Ok(Self {
             plan,
             training,
-            validation: validation.map(Rows::new),
+            validation: validation.map(|data| Rows::new(data, max_tokens)),
             state,
             phase: Phase::Between,
             speed: Speed::default(),
@@ -196,7 +198,7 @@ impl Run {
                 self.concluded = Instant::now();
                 return Ok(());
             }
-            let step = self.training.begin_step();
+            let step = Box::new(self.training.begin_step());
             self.phase = Phase::Stepping { step, began: Instant::now() };
         }
         let more = match &mut self.phase {
@@ -221,7 +223,7 @@ impl Run {
     fn advance(&mut self, happened: &mut Vec<Happened>) -> Result<(), RunFailure> {
         let (metrics, due) = match std::mem::replace(&mut self.phase, Phase::Updating) {
             Phase::Stepping { step, began } => {
-                let numbers = self.training.finish_step(step);
+                let numbers = self.training.finish_step(*step);
                 self.count(numbers, began.elapsed(), happened)?
             }
             Phase::Evaluating { mut metrics, mut due } => {

@@ -3,12 +3,12 @@
 //! The loop around it is the same for every method (`step`, `evaluate`); they differ here, in what their
 //! rows are and in their loss.
 
-use dataset::{Dataset, PackedRows, pack, pack_rows};
+use dataset::{Dataset, Example, PackedRows, pack, pack_rows};
 use domain::preference::Preference;
-use domain::report::RewardMetrics;
 use model::{Adapter, Batch, BatchError, Decoder, Gradients, PassOptions, TargetLog};
 
-use super::preference::{Answer, PairLoss, pair_loss};
+use super::preference::{Answer, label_loss, pair_loss};
+use super::sums::Sums;
 
 /// The loss of a run.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -16,14 +16,18 @@ pub enum Objective {
     /// −log p of every target token; the mean is over tokens.
     CrossEntropy,
     /// A loss over pairs of answers; the mean is over pairs.
-    Preference(Preference),
+    Pairs(Preference),
+    /// KTO: a loss over single answers, good or bad; the mean is over answers.
+    Labelled(Preference),
 }
 
 /// The rows of a file, and what is remembered about them.
 #[derive(Debug)]
 pub struct Rows {
     pub data: Dataset,
-    /// For each row, log p of its two answers without the adapter, once they were needed.
+    /// Tokens that a sequence may have.
+    max_tokens: usize,
+    /// For each row, log p of its answers without the adapter, once they were needed.
     references: Vec<Option<[f64; 2]>>,
 }
 
@@ -34,33 +38,23 @@ pub struct MicroBatch {
     /// Of compared answers: the rows, and where each answer's targets end.
     rows: Vec<u32>,
     target_ends: Vec<usize>,
+    part: Part,
 }
 
-/// Sums over micro-batches.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct Sums {
-    pub loss: f64,
-    /// What the mean of the loss is over: target tokens, or pairs.
-    pub units: u64,
-    /// Tokens of trained answers (of pairs: of the preferred ones) that were the most probable.
-    pub correct: u64,
-    pub targets: u64,
-    pub rewards: Rewards,
-}
-
-/// Sums over pairs.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct Rewards {
-    pub pairs: u64,
-    /// Pairs whose preferred answer has the higher reward.
-    pub won: u64,
-    pub chosen: f64,
-    pub rejected: f64,
+/// What a micro-batch is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Learning,
+    /// Only to measure what the adapter adds to answers that belong to other inputs (KTO's z₀); the first of
+    /// a batch begins the measurement anew.
+    Baseline {
+        is_first: bool,
+    },
 }
 
 impl Rows {
-    pub fn new(data: Dataset) -> Self {
-        Self { references: vec![None; data.rows()], data }
+    pub fn new(data: Dataset, max_tokens: usize) -> Self {
+        Self { references: vec![None; data.rows()], max_tokens, data }
     }
 
     /// log p of a row's answers without the adapter. They are computed once per row, and for the row by
@@ -73,7 +67,7 @@ impl Rows {
         }
         let mut sums = [0.0; 2];
         for alone in pack_rows(&[self.data.row(row)], usize::MAX) {
-            let micro_batch = MicroBatch::of_rows(alone, &[row as u32]);
+            let micro_batch = MicroBatch::of_rows(alone, &[row as u32], Part::Learning);
             let logs = decoder.target_logs(&micro_batch.batch, None)?;
             for (sum, answer) in sums.iter_mut().zip(micro_batch.answers(&logs)) {
                 *sum = answer.log_p;
@@ -85,17 +79,37 @@ impl Rows {
 }
 
 impl MicroBatch {
-    fn of_rows(packed: PackedRows, rows: &[u32]) -> Self {
+    fn of_rows(packed: PackedRows, rows: &[u32], part: Part) -> Self {
         Self {
             batch: batch(packed.packed),
             rows: packed.rows.iter().map(|&index| rows[index]).collect(),
             target_ends: packed.target_ends,
+            part,
         }
     }
 
-    /// Target tokens.
+    /// Target tokens that are learned from.
     pub fn targets(&self) -> u64 {
-        self.batch.target_ids.len() as u64
+        if self.part == Part::Learning { self.batch.target_ids.len() as u64 } else { 0 }
+    }
+
+    /// Adds what the adapter adds to these answers.
+    fn measure_baseline(
+        &self,
+        is_first: bool,
+        decoder: &Decoder,
+        adapter: &Adapter,
+        sums: &mut Sums,
+    ) -> Result<(), BatchError> {
+        if is_first {
+            sums.reset_baseline();
+        }
+        let logs = decoder.target_logs(&self.batch, Some(adapter))?;
+        let base = decoder.target_logs(&self.batch, None)?;
+        for (with, without) in self.answers(&logs).zip(self.answers(&base)) {
+            sums.add_to_baseline(with.log_p - without.log_p);
+        }
+        Ok(())
     }
 
     /// The answers in their order, each with its targets summed up; without a reference.
@@ -115,8 +129,8 @@ impl MicroBatch {
 
 impl Objective {
     /// Packs rows; what has nothing to learn from is left out.
-    pub fn micro_batches(&self, data: &Dataset, rows: &[u32], tokens: usize) -> Vec<MicroBatch> {
-        let sequences = rows.iter().map(|&row| data.row(row as usize));
+    pub fn micro_batches(&self, data: &Rows, rows: &[u32], tokens: usize) -> Vec<MicroBatch> {
+        let sequences = rows.iter().map(|&row| data.data.row(row as usize));
         match self {
             Self::CrossEntropy => {
                 let examples: Vec<_> = sequences.flatten().collect();
@@ -127,26 +141,41 @@ impl Objective {
                         batch: batch(packed),
                         rows: Vec::new(),
                         target_ends: Vec::new(),
+                        part: Part::Learning,
                     })
                     .collect()
             }
-            Self::Preference(_) => {
+            Self::Pairs(_) => {
                 let packed = pack_rows(&sequences.collect::<Vec<_>>(), tokens).into_iter();
-                packed.map(|packed| MicroBatch::of_rows(packed, rows)).collect()
+                packed.map(|packed| MicroBatch::of_rows(packed, rows, Part::Learning)).collect()
+            }
+            Self::Labelled(_) => {
+                let sequences: Vec<_> = sequences.collect();
+                let others = mismatched(&sequences, data.max_tokens);
+                let others: Vec<_> = others.iter().map(std::slice::from_ref).collect();
+                let others = pack_rows(&others, tokens).into_iter().enumerate();
+                let baseline = others.map(|(index, packed)| {
+                    MicroBatch::of_rows(packed, rows, Part::Baseline { is_first: index == 0 })
+                });
+                let matched = pack_rows(&sequences, tokens).into_iter();
+                let learning =
+                    matched.map(|packed| MicroBatch::of_rows(packed, rows, Part::Learning));
+                baseline.chain(learning).collect()
             }
         }
     }
 
     /// What a micro-batch adds to the number that the mean of the loss is over.
     pub fn units(&self, micro_batch: &MicroBatch) -> u64 {
-        match self {
-            Self::CrossEntropy => micro_batch.targets(),
-            Self::Preference(_) => micro_batch.rows.len() as u64,
+        match (self, micro_batch.part) {
+            (_, Part::Baseline { .. }) => 0,
+            (Self::CrossEntropy, Part::Learning) => micro_batch.targets(),
+            (Self::Pairs(_) | Self::Labelled(_), Part::Learning) => micro_batch.rows.len() as u64,
         }
     }
 
-    /// Adds the gradient of a micro-batch; `scale` of the options is 1 over the [units](Self::units) of the
-    /// whole step.
+    /// Adds the gradient of a micro-batch, and its numbers to `sums`; `scale` of the options is 1 over the
+    /// [units](Self::units) of the whole step.
     ///
     /// # Errors
     /// A batch that does not fit the model.
@@ -157,32 +186,22 @@ impl Objective {
         decoder: &Decoder,
         (adapter, gradients): (&Adapter, &mut Gradients),
         pass: PassOptions,
-    ) -> Result<Sums, BatchError> {
-        let batch = &micro_batch.batch;
-        match self {
-            Self::CrossEntropy => {
-                Ok(Sums::of_tokens(decoder.forward_backward(batch, adapter, gradients, pass)?))
-            }
-            Self::Preference(options) => {
-                let references = references(options, rows, decoder, micro_batch)?;
-                let mut sums = Sums::default();
-                decoder.forward_backward_with(batch, adapter, gradients, pass, |logs| {
-                    let mut coefficients = vec![0.0; logs.len()];
-                    for (pair, loss) in pairs(options, micro_batch, logs, &references).enumerate() {
-                        sums.add_pair(&loss, &logs[micro_batch.targets_of(2 * pair)]);
-                        for (which, value) in loss.coefficients.into_iter().enumerate() {
-                            let targets = micro_batch.targets_of(2 * pair + which);
-                            coefficients[targets].fill(value);
-                        }
-                    }
-                    coefficients
-                })?;
-                Ok(sums)
-            }
+        sums: &mut Sums,
+    ) -> Result<(), BatchError> {
+        if let Part::Baseline { is_first } = micro_batch.part {
+            return micro_batch.measure_baseline(is_first, decoder, adapter, sums);
         }
+        let batch = &micro_batch.batch;
+        let Some(comparison) = self.comparison(rows, decoder, micro_batch)? else {
+            sums.add_tokens(decoder.forward_backward(batch, adapter, gradients, pass)?);
+            return Ok(());
+        };
+        decoder.forward_backward_with(batch, adapter, gradients, pass, |logs| {
+            comparison.enter(logs, sums)
+        })
     }
 
-    /// The same sums without learning, and without dropout.
+    /// The same numbers without learning, and without dropout.
     ///
     /// # Errors
     /// A batch that does not fit the model.
@@ -192,50 +211,101 @@ impl Objective {
         micro_batch: &MicroBatch,
         decoder: &Decoder,
         adapter: &Adapter,
-    ) -> Result<Sums, BatchError> {
-        match self {
-            Self::CrossEntropy => {
-                Ok(Sums::of_tokens(decoder.evaluate(&micro_batch.batch, Some(adapter))?))
-            }
-            Self::Preference(options) => {
-                let references = references(options, rows, decoder, micro_batch)?;
+        sums: &mut Sums,
+    ) -> Result<(), BatchError> {
+        if let Part::Baseline { is_first } = micro_batch.part {
+            return micro_batch.measure_baseline(is_first, decoder, adapter, sums);
+        }
+        match self.comparison(rows, decoder, micro_batch)? {
+            None => sums.add_tokens(decoder.evaluate(&micro_batch.batch, Some(adapter))?),
+            Some(comparison) => {
                 let logs = decoder.target_logs(&micro_batch.batch, Some(adapter))?;
-                let mut sums = Sums::default();
-                for (pair, loss) in pairs(options, micro_batch, &logs, &references).enumerate() {
-                    sums.add_pair(&loss, &logs[micro_batch.targets_of(2 * pair)]);
-                }
-                Ok(sums)
+                comparison.enter(&logs, sums);
             }
         }
+        Ok(())
+    }
+
+    /// What a loss over answers needs beside their log-probabilities; none for a loss over tokens.
+    fn comparison<'a>(
+        &self,
+        rows: &'a mut Rows,
+        decoder: &Decoder,
+        micro_batch: &'a MicroBatch,
+    ) -> Result<Option<Comparison<'a>>, BatchError> {
+        let (options, is_labelled) = match *self {
+            Self::CrossEntropy => return Ok(None),
+            Self::Pairs(options) => (options, false),
+            Self::Labelled(options) => (options, true),
+        };
+        let reference = |&row: &u32| match options.loss_type.has_reference() {
+            true => rows.reference(decoder, row),
+            false => Ok([0.0; 2]),
+        };
+        let references =
+            micro_batch.rows.iter().map(reference).collect::<Result<Vec<_>, BatchError>>()?;
+        let labels = is_labelled.then_some(rows.data.labels.as_slice());
+        Ok(Some(Comparison { options, references, labels, micro_batch }))
     }
 }
 
-/// Of each row of a micro-batch; zeros for a loss that has no reference.
-fn references(
-    options: &Preference,
-    rows: &mut Rows,
-    decoder: &Decoder,
-    micro_batch: &MicroBatch,
-) -> Result<Vec<[f64; 2]>, BatchError> {
-    if !options.loss_type.has_reference() {
-        return Ok(vec![[0.0; 2]; micro_batch.rows.len()]);
-    }
-    micro_batch.rows.iter().map(|&row| rows.reference(decoder, row)).collect()
-}
-
-/// The loss of each pair of a micro-batch.
-fn pairs<'a>(
-    options: &'a Preference,
+/// Compared answers of a micro-batch.
+struct Comparison<'a> {
+    options: Preference,
+    /// Of each row.
+    references: Vec<[f64; 2]>,
+    /// Of all rows of the file; none when answers come in pairs.
+    labels: Option<&'a [bool]>,
     micro_batch: &'a MicroBatch,
-    logs: &'a [TargetLog],
-    references: &'a [[f64; 2]],
-) -> impl Iterator<Item = PairLoss> + 'a {
-    let answers: Vec<Answer> = micro_batch.answers(logs).collect();
-    references.iter().enumerate().map(move |(pair, reference)| {
-        let answer =
-            |which: usize| Answer { reference: reference[which], ..answers[2 * pair + which] };
-        pair_loss(options, [answer(0), answer(1)])
-    })
+}
+
+impl Comparison<'_> {
+    /// Enters the losses and rewards; answers −∂loss/∂log p of each target.
+    fn enter(&self, logs: &[TargetLog], sums: &mut Sums) -> Vec<f64> {
+        let mut coefficients = vec![0.0; logs.len()];
+        let answers: Vec<Answer> = self.micro_batch.answers(logs).collect();
+        let targets = |answer: usize| self.micro_batch.targets_of(answer);
+        for (index, (row, reference)) in
+            self.micro_batch.rows.iter().zip(&self.references).enumerate()
+        {
+            if let Some(labels) = self.labels {
+                let label = labels[*row as usize];
+                let answer = Answer { reference: reference[0], ..answers[index] };
+                let loss = label_loss(&self.options, answer, label, sums.baseline());
+                sums.add_labelled(&loss, label, &logs[targets(index)]);
+                coefficients[targets(index)].fill(loss.coefficient);
+                continue;
+            }
+            let answer =
+                |which: usize| Answer { reference: reference[which], ..answers[2 * index + which] };
+            let loss = pair_loss(&self.options, [answer(0), answer(1)]);
+            sums.add_pair(&loss, &logs[targets(2 * index)]);
+            for (which, value) in loss.coefficients.into_iter().enumerate() {
+                coefficients[targets(2 * index + which)].fill(value);
+            }
+        }
+        coefficients
+    }
+}
+
+/// Each row's input with the answer of the row before it. None of a single row.
+fn mismatched(rows: &[&[Example]], max_tokens: usize) -> Vec<Example> {
+    let count = if rows.len() > 1 { rows.len() } else { 0 };
+    let other = |index: usize| {
+        let (input, answer) = (&rows[index][0], &rows[(index + rows.len() - 1) % rows.len()][0]);
+        let start = |example: &Example| {
+            let first = example.is_target.iter().position(|&target| target);
+            first.unwrap_or(example.input_ids.len())
+        };
+        let (end, begin) = (start(input), start(answer));
+        let mut input_ids = [&input.input_ids[..end], &answer.input_ids[begin..]].concat();
+        let mut is_target = [&input.is_target[..end], &answer.is_target[begin..]].concat();
+        let full_len = input_ids.len();
+        input_ids.truncate(max_tokens);
+        is_target.truncate(max_tokens);
+        Example { truncated: input_ids.len() < full_len, input_ids, is_target, full_len }
+    };
+    (0..count).map(other).collect()
 }
 
 fn batch(packed: dataset::Packed) -> Batch {
@@ -245,80 +315,5 @@ fn batch(packed: dataset::Packed) -> Batch {
         cu_seqlens: packed.cu_seqlens,
         target_rows: packed.target_rows,
         target_ids: packed.target_ids,
-    }
-}
-
-impl Sums {
-    fn of_tokens(sum: model::LossSum) -> Self {
-        Self {
-            loss: sum.loss,
-            units: sum.targets,
-            correct: sum.correct,
-            targets: sum.targets,
-            rewards: Rewards::default(),
-        }
-    }
-
-    fn add_pair(&mut self, pair: &PairLoss, preferred: &[TargetLog]) {
-        let [chosen, rejected] = pair.rewards;
-        self.loss += pair.loss;
-        self.units += 1;
-        self.correct += preferred.iter().filter(|log| log.correct).count() as u64;
-        self.targets += preferred.len() as u64;
-        self.rewards.pairs += 1;
-        self.rewards.won += u64::from(chosen > rejected);
-        self.rewards.chosen += chosen;
-        self.rewards.rejected += rejected;
-    }
-
-    /// Mean loss; 0 where there was nothing to learn from (every target was cut off).
-    pub fn mean_loss(&self) -> f64 {
-        self.loss / self.units.max(1) as f64
-    }
-
-    /// Share of target tokens that were the most probable.
-    pub fn accuracy(&self) -> f64 {
-        self.correct as f64 / self.targets.max(1) as f64
-    }
-}
-
-impl Rewards {
-    /// A sum as a mean over pairs; none where there were no pairs, or no number.
-    pub fn mean(&self, sum: f64) -> Option<f64> {
-        Some(sum / self.pairs as f64).filter(|mean| mean.is_finite())
-    }
-
-    /// Share of pairs that were won.
-    pub fn accuracy(&self) -> Option<f64> {
-        self.mean(self.won as f64).filter(|_| self.margin().is_some())
-    }
-
-    /// As a training step shows them; nothing where there were no pairs.
-    pub fn of_training(&self) -> RewardMetrics {
-        RewardMetrics {
-            train_reward_accuracy: self.accuracy(),
-            train_chosen_reward: self.mean(self.chosen),
-            train_rejected_reward: self.mean(self.rejected),
-            train_reward_margin: self.margin(),
-            ..RewardMetrics::default()
-        }
-    }
-
-    /// The preferred answers' mean lead.
-    pub fn margin(&self) -> Option<f64> {
-        self.mean(self.chosen - self.rejected)
-    }
-}
-
-impl std::ops::AddAssign for Sums {
-    fn add_assign(&mut self, other: Self) {
-        self.loss += other.loss;
-        self.units += other.units;
-        self.correct += other.correct;
-        self.targets += other.targets;
-        self.rewards.pairs += other.rewards.pairs;
-        self.rewards.won += other.rewards.won;
-        self.rewards.chosen += other.rewards.chosen;
-        self.rewards.rejected += other.rewards.rejected;
     }
 }

@@ -81,6 +81,39 @@ pub fn pair_loss(options: &Preference, [chosen, rejected]: [Answer; 2]) -> PairL
             symmetric(loss, slope * beta, per_token, rewards)
         }
         LossType::Orpo => odds_ratio(beta, chosen, rejected),
+        LossType::Kto => unreachable!("KTO has no pairs: its objective is another one"),
+    }
+}
+
+/// KTO's loss of one answer, good (`desirable`) or bad: λ·(1 − σ(±β·((lp − ref) − z₀))).
+/// `baseline` is z₀: what the adapter added, on the average, to answers that belong to other inputs.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct LabelLoss {
+    pub loss: f64,
+    /// −∂loss/∂log p of every token of the answer.
+    pub coefficient: f64,
+    pub reward: f64,
+    /// Whether the answer is on the right side of z₀.
+    pub is_right: bool,
+}
+
+pub fn label_loss(
+    options: &Preference,
+    answer: Answer,
+    desirable: bool,
+    baseline: f64,
+) -> LabelLoss {
+    let (sign, weight) = if desirable {
+        (1.0, options.desirable_weight)
+    } else {
+        (-1.0, options.undesirable_weight)
+    };
+    let u = sign * options.beta * (answer.gain() - baseline);
+    LabelLoss {
+        loss: weight * sigmoid(-u),
+        coefficient: weight * sign * options.beta * sigmoid(u) * sigmoid(-u),
+        reward: options.beta * answer.gain(),
+        is_right: u > 0.0,
     }
 }
 
@@ -128,6 +161,31 @@ mod tests {
 
     use super::*;
 
+    const PAIRED: [LossType; 5] =
+        [LossType::Sigmoid, LossType::Ipo, LossType::Hinge, LossType::Orpo, LossType::Simpo];
+
+    #[test]
+    fn ktos_closed_form_equals_autograd() {
+        let mut options = options(LossType::Kto, 0.0);
+        (options.desirable_weight, options.undesirable_weight) = (1.5, 0.75);
+        for answer in pairs().into_iter().flatten() {
+            for (desirable, baseline) in [(true, 0.0), (true, 2.5), (false, 0.25), (false, 7.0)] {
+                let lp = Tensor::from_slice(&[answer.log_p]).set_requires_grad(true);
+                let gain = &lp - answer.reference;
+                let loss: Tensor = if desirable {
+                    (-((gain - baseline) * options.beta).sigmoid() + 1.0) * 1.5
+                } else {
+                    (-((-gain + baseline) * options.beta).sigmoid() + 1.0) * 0.75
+                };
+                loss.backward();
+                let ours = label_loss(&options, answer, desirable, baseline);
+                let close = |a: f64, b: f64| (a - b).abs() <= 1e-12 * b.abs().max(1e-3);
+                assert!(close(ours.loss, loss.double_value(&[0])), "{ours:?}");
+                assert!(close(ours.coefficient, -lp.grad().double_value(&[0])), "{ours:?}");
+            }
+        }
+    }
+
     fn options(loss_type: LossType, label_smoothing: f64) -> Preference {
         let asked = PreferenceRequest { loss_type, ..Default::default() }.resolve();
         Preference { label_smoothing, ..asked }
@@ -165,6 +223,7 @@ mod tests {
             }
             LossType::Orpo => -&a - (odds(&a) - odds(&b)).log_sigmoid() * o.beta,
             LossType::Simpo => smooth(&((&a - &b) * o.beta - o.gamma)),
+            LossType::Kto => panic!("KTO has no pairs"),
         };
         assert_eq!(loss.kind(), Kind::Double);
         loss.backward();
@@ -174,7 +233,7 @@ mod tests {
 
     #[test]
     fn closed_forms_equal_autograd() {
-        for loss_type in LossType::ALL {
+        for loss_type in PAIRED {
             let smoothings: &[f64] =
                 if loss_type.takes_label_smoothing() { &[0.0, 0.1, 0.3] } else { &[0.0] };
             for &smoothing in smoothings {
@@ -195,7 +254,7 @@ mod tests {
 
     #[test]
     fn swapped_answers_mirror_the_rewards() {
-        for loss_type in LossType::ALL {
+        for loss_type in PAIRED {
             let options = options(loss_type, 0.0);
             for [w, l] in pairs() {
                 let (straight, swapped) =
@@ -217,7 +276,7 @@ mod tests {
     #[test]
     fn numbers_that_are_none_stay_none() {
         let bad = Answer { log_p: f64::NAN, tokens: 3, reference: -1.0 };
-        for loss_type in LossType::ALL {
+        for loss_type in PAIRED {
             let pair = [bad, Answer { log_p: -1.0, tokens: 2, reference: -1.0 }];
             assert!(pair_loss(&options(loss_type, 0.0), pair).loss.is_nan(), "{loss_type:?}");
         }

@@ -11,6 +11,7 @@ use dataset::{ChatTokenizer, Dataset, Format, Problem};
 use domain::hyperparameters::TARGET_MODULES;
 use domain::job::MethodType;
 use domain::plan::TrainingPlan;
+use domain::preference::LossType;
 use domain::report::RunFailure;
 use sha2::{Digest, Sha256};
 
@@ -39,7 +40,8 @@ pub fn prepare(
     check_plan(&plan, context_length)?;
     let format = match objective {
         Objective::CrossEntropy => Format::Chat,
-        Objective::Preference(_) => Format::Preference,
+        Objective::Pairs(_) => Format::Preference,
+        Objective::Labelled(_) => Format::Labelled,
     };
     let max_seq_len = plan.hyperparameters.max_seq_len as usize;
     let load = |path: &Path, param: &'static str| {
@@ -69,13 +71,16 @@ pub fn prepare(
 
 fn objective(plan: &TrainingPlan) -> Result<Objective, RunFailure> {
     let refused = |message| Err(permanent("unsupported_method", Some("method"), message));
-    match (plan.method, plan.hyperparameters.preference) {
+    match (plan.method, plan.hyperparameters.preference.as_deref().copied()) {
         (MethodType::Supervised, _) => Ok(Objective::CrossEntropy),
         (MethodType::Dpo, Some(options)) => {
             if !is_positive(options.beta) {
                 return Err(wrong_field("beta", "beta must be a number above 0.".to_owned()));
             }
-            Ok(Objective::Preference(options))
+            Ok(match options.loss_type {
+                LossType::Kto => Objective::Labelled(options),
+                _ => Objective::Pairs(options),
+            })
         }
         (MethodType::Dpo, None) => refused("The plan of a 'dpo' job names no loss.".to_owned()),
         (MethodType::Reinforcement, _) => {

@@ -13,9 +13,10 @@ use domain::hyperparameters::GradientCheckpointing;
 use domain::plan::ResolvedHyperparameters;
 use model::{Adapter, BatchError, Decoder, Gradients, PassOptions, Recompute};
 
-use super::objective::{MicroBatch, Objective, Rewards, Rows, Sums};
+use super::objective::{MicroBatch, Objective, Rows};
 use super::optimizer::{Optimizer, Update};
 use super::schedule;
+use super::sums::{Rewards, Sums};
 use crate::seed::{Purpose, derive};
 
 /// All that steps read and change.
@@ -49,7 +50,7 @@ pub struct StepInHand {
     sums: Sums,
 }
 
-/// What one step has to tell. The loss is the mean over the target tokens, or pairs, of the whole step.
+/// What one step has to tell. The loss is the mean over the target tokens, or answers, of the whole step.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct StepNumbers {
     pub loss: f64,
@@ -70,7 +71,8 @@ impl Training {
         let order = derive(h.seed, Purpose::DataOrder, 0, 0);
         let data = &self.rows.data;
         let rows = data.next_batch(order, &mut next_cursor, h.batch_size as usize);
-        let micro_batches = self.objective.micro_batches(data, &rows, self.micro_batch_tokens);
+        let micro_batches =
+            self.objective.micro_batches(&self.rows, &rows, self.micro_batch_tokens);
         let examples = rows.iter().flat_map(|&row| data.row(row as usize));
         StepInHand {
             units: micro_batches.iter().map(|batch| self.objective.units(batch)).sum(),
@@ -109,7 +111,8 @@ impl Training {
                 },
             };
             let adapter = (&self.adapter, &mut self.gradients);
-            step.sums += self.objective.learn(&mut self.rows, &batch, decoder, adapter, options)?;
+            let (rows, sums) = (&mut self.rows, &mut step.sums);
+            self.objective.learn(rows, &batch, decoder, adapter, options, sums)?;
             step.micro_batch += 1;
         }
         Ok(step.micro_batches.len() > 0)

@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use dataset::{Checked, Checker, FileRole, Format, Limits, Stats};
 use domain::report::Level;
-use domain::{JobStatus, MethodType};
+use domain::{JobStatus, LossType, MethodType};
 use futures::TryStreamExt;
 use serde_json::{Value, json};
 use store::base_models;
@@ -146,9 +146,11 @@ async fn validate(
     };
     let operator = &state.config.training;
     let cut_at = max_seq_len(&job.options, operator, model.context_length);
-    let format = match job.method {
-        MethodType::Dpo => Format::Preference,
-        MethodType::Supervised | MethodType::Reinforcement => Format::Chat,
+    let loss_type = job.hyperparameters.preference.map(|wish| wish.loss_type);
+    let format = match (job.method, loss_type) {
+        (MethodType::Dpo, Some(LossType::Kto)) => Format::Labelled,
+        (MethodType::Dpo, _) => Format::Preference,
+        (MethodType::Supervised | MethodType::Reinforcement, _) => Format::Chat,
     };
     let limits = |role| Limits {
         max_line_bytes: state.config.max_line_bytes.as_u64() as usize,
@@ -177,10 +179,10 @@ async fn validate(
     };
     let seed = u64::from(job.seed);
     let hyperparameters = resolve(&job.hyperparameters, &job.options, operator, seed, &measured);
-    let mut notes = notes("Training", &training.stats, cut_at);
+    let mut notes = notes("Training", format, &training.stats, cut_at);
     let mut dataset = json!({ "training_file": figures(&training.stats) });
     if let Some(Checked { stats, .. }) = &validation {
-        notes.extend(self::notes("Validation", stats, cut_at));
+        notes.extend(self::notes("Validation", format, stats, cut_at));
         dataset["validation_file"] = figures(stats);
     }
     Ok(Validation::Passed { hyperparameters, dataset, notes })
@@ -238,7 +240,7 @@ async fn check(
 }
 
 /// What the user should know though the file is good.
-fn notes(name: &str, stats: &Stats, cut_at: u32) -> Vec<(Level, String)> {
+fn notes(name: &str, format: Format, stats: &Stats, cut_at: u32) -> Vec<(Level, String)> {
     let mut notes = Vec::new();
     if stats.n_truncated > 0 {
         let text = format!(
@@ -265,6 +267,16 @@ fn notes(name: &str, stats: &Stats, cut_at: u32) -> Vec<(Level, String)> {
             stats.n_equal_pairs,
             stats.n_examples,
             lines(&stats.lines_of_equal_pairs, stats.n_equal_pairs)
+        );
+        notes.push((Level::Warn, text));
+    }
+    let labelled = format == Format::Labelled && stats.n_examples > 0;
+    if labelled && (stats.n_undesirable == 0 || stats.n_undesirable == stats.n_examples) {
+        let which = if stats.n_undesirable == 0 { "good" } else { "bad" };
+        let text = format!(
+            "{name} file: all {} examples are labelled as {which} ones; 'kto' learns from the \
+             difference to the others.",
+            stats.n_examples
         );
         notes.push((Level::Warn, text));
     }
@@ -314,7 +326,7 @@ mod tests {
             truncated_lines: (1..=25).collect(),
             ..Stats::default()
         };
-        let notes = notes("Training", &stats, 512);
+        let notes = notes("Training", Format::Chat, &stats, 512);
         let [(Level::Warn, text)] = notes.as_slice() else { panic!("{notes:?}") };
         assert!(text.starts_with("Training file: 25 of 100 examples are longer than 512 tokens"));
         assert!(text.ends_with("lines 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20 and 5 more"), "{text}");
