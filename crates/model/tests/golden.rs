@@ -408,7 +408,7 @@ fn tokens_of_several_answers_in_one_pass_are_those_of_each_alone() {
         let prompts = [&case.batch.input_ids[..1], &case.batch.input_ids[1..8]];
         let begin = |prompt: &&[i64]| {
             let mut cache = KvCache::new(decoder, 16);
-            decoder.extend(&mut cache, prompt, adapter);
+            let _ = decoder.extend(&mut cache, prompt, adapter);
             cache
         };
         let mut alone: Vec<KvCache> = prompts.iter().map(begin).collect();
