@@ -14,9 +14,9 @@ METHODS = {
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_trains_and_answers(client, name):
-    file = jobs.upload(client, jobs.jsonl(jobs.rows(8)))
+    file = jobs.upload(client, jobs.jsonl(jobs.rows(10)))
     options = {"learning_rate": 1e-3, **METHODS[name]}
-    job = jobs.create(client, file.id, epochs=2, batch=4, suffix=name, options=options)
+    job = jobs.create(client, file.id, epochs=1, batch=5, suffix=name, options=options)
     job = jobs.succeed(client, job.id)
     shown = job.model_extra["finetuned"]
     for key, value in METHODS[name].items():

@@ -153,6 +153,7 @@ pub(crate) fn job(row: JobRow, now: OffsetDateTime) -> Job {
             checkpoint_steps: resolved.checkpoint_steps,
             gradient_checkpointing: resolved.gradient_checkpointing,
             early_stopping: resolved.early_stopping,
+            quantization: resolved.quantization,
             lora: resolved.lora,
             dataset: row.dataset,
             queue_position: None,

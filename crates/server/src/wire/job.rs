@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use domain::hyperparameters::{EarlyStopping, GradientCheckpointing, Schedule};
+use domain::hyperparameters::{EarlyStopping, GradientCheckpointing, Quantization, Schedule};
 use domain::plan::LoraConfig;
 use domain::{Hyperparameters, TrainingOptions};
 use serde::{Deserialize, Serialize};
@@ -184,6 +184,7 @@ pub(crate) struct Resolved {
     pub checkpoint_steps: u64,
     pub gradient_checkpointing: GradientCheckpointing,
     pub early_stopping: Option<EarlyStopping>,
+    pub quantization: Quantization,
     pub lora: LoraConfig,
     /// What the files hold: examples, tokens, truncated rows.
     pub dataset: Option<Value>,
