@@ -68,12 +68,11 @@ fn the_default_file_names_every_key_and_no_other() {
     let mut known = BTreeSet::new();
     for section in known_keys("") {
         for key in known_keys(section) {
-            if (section, key) == ("training", "lora") {
-                known.extend(
-                    known_keys("training.lora").iter().map(|key| format!("training.lora.{key}")),
-                );
+            let path = format!("{section}.{key}");
+            if ["training.lora", "training.early_stopping"].contains(&path.as_str()) {
+                known.extend(known_keys(&path).iter().map(|key| format!("{path}.{key}")));
             } else {
-                known.insert(format!("{section}.{key}"));
+                known.insert(path);
             }
         }
     }
