@@ -201,12 +201,8 @@ pub enum EstimatePrecision {
 }
 
 fn checkpointing(text: &str) -> Result<GradientCheckpointing, String> {
-    match text {
-        "none" => Ok(GradientCheckpointing::None),
-        "mlp" => Ok(GradientCheckpointing::Mlp),
-        "full" => Ok(GradientCheckpointing::Full),
-        other => Err(format!("'{other}' is none of none, mlp, full")),
-    }
+    let found = GradientCheckpointing::ALL.into_iter().find(|known| known.as_str() == text);
+    found.ok_or_else(|| format!("'{text}' is none of none, mlp, full"))
 }
 
 #[derive(Debug, Subcommand)]

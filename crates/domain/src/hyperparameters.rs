@@ -115,6 +115,19 @@ pub enum GradientCheckpointing {
     Full,
 }
 
+impl GradientCheckpointing {
+    pub const ALL: [Self; 3] = [Self::None, Self::Mlp, Self::Full];
+
+    /// The word on the wire and on the command line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Mlp => "mlp",
+            Self::Full => "full",
+        }
+    }
+}
+
 /// When to stop early, as requested. Evaluations are those of the whole validation file, at the ends of
 /// epochs and every `evaluation_steps`.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]

@@ -65,7 +65,7 @@ fn table(asked: &arguments::Estimate) -> Result<()> {
          beside it, in brackets, the rule of thumb of the field's guides.\n",
         asked.tokens,
         asked.rank,
-        word(asked.gradient_checkpointing)
+        asked.gradient_checkpointing.as_str()
     ))?;
     let mut table = output::Table::new(["MODEL", "FULL", "LORA", "QLORA"]);
     for (name, shape, rules) in &SIZES {
@@ -144,15 +144,6 @@ fn as_json(shape: &ModelShape, estimate: &Estimate) -> Value {
         "peak_bytes": estimate.peak(),
         "required_bytes": estimate.required(),
     })
-}
-
-fn word(checkpointing: domain::hyperparameters::GradientCheckpointing) -> &'static str {
-    use domain::hyperparameters::GradientCheckpointing::{Full, Mlp, None};
-    match checkpointing {
-        None => "none",
-        Mlp => "mlp",
-        Full => "full",
-    }
 }
 
 fn gigabytes(bytes: u64) -> String {
