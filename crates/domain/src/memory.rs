@@ -16,6 +16,8 @@ pub const RUNTIME: u64 = 150 << 20;
 pub const MARGIN: f64 = 0.05;
 /// Rows of the head's blocks, as in `model::decoder`.
 const HEAD_ROWS: u64 = 256;
+/// Tokens of a micro-batch below which products run noticeably slower.
+const EFFICIENT_TOKENS: u64 = 512;
 /// Batches are rounded up to this many tokens, as in `model::activations`.
 const GRAIN: u64 = 128;
 
@@ -35,6 +37,51 @@ pub struct ModelShape {
     pub vocab_size: u64,
     #[serde(default)]
     pub tie_word_embeddings: bool,
+    #[serde(default, rename = "model_type")]
+    pub norms: ExtraNorms,
+}
+
+/// Norms that a family has beside those of branches' inputs: their inputs are kept as well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
+pub struct ExtraNorms {
+    /// Of the branches' outputs.
+    pub of_outputs: bool,
+    /// Of queries and keys.
+    pub of_queries_and_keys: bool,
+}
+
+impl ExtraNorms {
+    pub const NONE: Self = Self { of_outputs: false, of_queries_and_keys: false };
+}
+
+/// By `model_type`.
+impl From<String> for ExtraNorms {
+    fn from(model_type: String) -> Self {
+        Self {
+            of_outputs: matches!(
+                model_type.as_str(),
+                "gemma2" | "gemma3" | "gemma3_text" | "olmo2"
+            ),
+            of_queries_and_keys: matches!(
+                model_type.as_str(),
+                "gemma3" | "gemma3_text" | "olmo2" | "qwen3"
+            ),
+        }
+    }
+}
+
+/// A `model_type` that has them.
+impl From<ExtraNorms> for String {
+    fn from(norms: ExtraNorms) -> Self {
+        match (norms.of_outputs, norms.of_queries_and_keys) {
+            (false, false) => "llama",
+            (false, true) => "qwen3",
+            (true, false) => "gemma2",
+            (true, true) => "olmo2",
+        }
+        .to_owned()
+    }
 }
 
 /// What is trained.
@@ -69,7 +116,7 @@ pub struct Workload {
     /// Of `tokens`, those that are targets; at most all.
     pub target_tokens: u64,
     pub gradient_checkpointing: GradientCheckpointing,
-    /// Validation passes have buffers of their own.
+    /// Passes without gradients, of a validation file or of a reference, have buffers of their own.
     pub has_validation: bool,
 }
 
@@ -96,8 +143,45 @@ impl Estimate {
 
     /// What must be free for the run to be admitted: the peak and the margin.
     pub fn required(&self) -> u64 {
-        (self.peak() as f64 * (1.0 + MARGIN)) as u64
+        with_margin(self.peak())
     }
+
+    /// The same of a run whose base model is loaded already.
+    pub fn required_beside_weights(&self) -> u64 {
+        with_margin(self.trainable + self.activations + self.workspace)
+    }
+}
+
+fn with_margin(bytes: u64) -> u64 {
+    (bytes as f64 * (1.0 + MARGIN)) as u64
+}
+
+/// The first of the workload's cheaper forms that takes at most `room` bytes beside the loaded base
+/// model: the workload itself, then smaller micro-batches, then more that is computed again. None when
+/// even the smallest is too large. No micro-batch can be smaller than the `longest` row.
+///
+/// Small micro-batches cost little time down to [`EFFICIENT_TOKENS`]; computing again costs an eighth,
+/// then nearly half.
+pub fn fit(shape: &ModelShape, workload: &Workload, longest: u64, room: u64) -> Option<Workload> {
+    let tokens = workload.tokens.max(longest);
+    let halves = |least: u64| {
+        let least = least.max(longest).min(tokens);
+        let halves = std::iter::successors(Some(tokens), |&now| Some(now / 2));
+        halves.take_while(move |&now| now > least).chain([least])
+    };
+    let policies = GradientCheckpointing::ALL.into_iter();
+    let policies: Vec<_> =
+        policies.skip_while(|&policy| policy != workload.gradient_checkpointing).collect();
+    let efficient = policies
+        .iter()
+        .flat_map(|&policy| halves(EFFICIENT_TOKENS).map(move |tokens| (policy, tokens)));
+    let last = policies.last().copied().into_iter();
+    let smallest = last.flat_map(|policy| halves(1).map(move |tokens| (policy, tokens)));
+    efficient.chain(smallest).find_map(|(gradient_checkpointing, tokens)| {
+        let target_tokens = workload.target_tokens.min(tokens);
+        let form = Workload { gradient_checkpointing, tokens, target_tokens, ..*workload };
+        (estimate(shape, &form).required_beside_weights() <= room).then_some(form)
+    })
 }
 
 impl ModelShape {
@@ -261,8 +345,11 @@ fn kept_per_token(shape: &ModelShape, workload: &Workload) -> u64 {
 fn layer_per_token(shape: &ModelShape, workload: &Workload) -> (u64, u64, u64) {
     let bytes = workload.precision.bytes();
     let (d, q, kv) = (shape.hidden_size, shape.queries(), shape.keys());
-    let attention = (q + 2 * kv + q + d) * bytes + (shape.num_attention_heads + 1) * 4;
-    let mlp = 2 * shape.intermediate_size * bytes + 4;
+    let output = if shape.norms.of_outputs { d * bytes + 4 } else { 0 };
+    let heads = if shape.norms.of_queries_and_keys { (q + kv) * bytes } else { 0 };
+    let attention =
+        (q + 2 * kv + q + d) * bytes + (shape.num_attention_heads + 1) * 4 + output + heads;
+    let mlp = 2 * shape.intermediate_size * bytes + 4 + output;
     (attention, mlp, 7 * workload.trained.rank() * bytes)
 }
 
@@ -273,7 +360,8 @@ fn workspace(shape: &ModelShape, workload: &Workload, tokens: u64) -> u64 {
     let ranks = 7 * workload.trained.rank();
     // Normalised input and two gradients of that width, the activation and its gradient, attention's
     // gradients, the adapters' inner gradients.
-    let layer = tokens * (3 * d + 2 * f + q + (q + 2 * kv) + ranks) * bytes;
+    let heads = if shape.norms.of_queries_and_keys { q + kv } else { 0 };
+    let layer = tokens * (3 * d + 2 * f + q + (q + 2 * kv) + heads + ranks) * bytes;
     let targets = workload.target_tokens.min(tokens);
     let head = (4 * targets * d + HEAD_ROWS * shape.vocab_size) * bytes;
     let validation = if workload.has_validation {
@@ -304,6 +392,7 @@ mod tests {
         head_dim: 128,
         vocab_size: 128_256,
         tie_word_embeddings: false,
+        norms: ExtraNorms::NONE,
     };
 
     fn workload(trained: Trained) -> Workload {
@@ -330,6 +419,7 @@ mod tests {
             head_dim: 0,
             vocab_size: 49_152,
             tie_word_embeddings: true,
+            norms: ExtraNorms::NONE,
         };
         assert_eq!(smollm.parameters(), 134_515_008);
         assert_eq!(smollm.adapter_parameters(16), 4_884_480);
@@ -351,6 +441,39 @@ mod tests {
             peak(workload(Trained::Full)),
         ];
         assert!(rising.is_sorted_by(|a, b| a < b), "{rising:?}");
+    }
+
+    #[test]
+    fn norms_of_a_family_take_their_room() {
+        let lora = workload(Trained::Lora { rank: 16 });
+        let peak = |norms: ExtraNorms| estimate(&ModelShape { norms, ..LLAMA_8B }, &lora).peak();
+        let kept = |norms: &str| peak(norms.to_owned().into()) - peak(ExtraNorms::NONE);
+        // Two branches of the hidden size in 32 layers; queries and keys in them and in a buffer more.
+        assert_eq!(kept("gemma2"), 2048 * 32 * 2 * (4096 * 2 + 4));
+        assert_eq!(kept("qwen3"), 2048 * 33 * (4096 + 1024) * 2);
+        assert_eq!(kept("mistral"), 0);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_made_smaller_in_the_order_of_its_price() {
+        let lora = Workload { tokens: 4096, ..workload(Trained::Lora { rank: 16 }) };
+        let needs = |form: &Workload| estimate(&LLAMA_8B, form).required_beside_weights();
+        let with = |tokens, gradient_checkpointing| Workload {
+            tokens,
+            target_tokens: tokens.min(2048),
+            gradient_checkpointing,
+            ..lora
+        };
+        use GradientCheckpointing::{Full, Mlp, None};
+        for form in [with(4096, None), with(1024, None), with(512, Mlp), with(512, Full)] {
+            assert_eq!(fit(&LLAMA_8B, &lora, 100, needs(&form)), Some(form));
+        }
+        // A row of 3,000 tokens cannot be cut into two micro-batches.
+        let long = fit(&LLAMA_8B, &lora, 3000, needs(&with(3000, Mlp))).unwrap();
+        assert_eq!((long.tokens, long.gradient_checkpointing), (3000, Mlp));
+        let smallest = needs(&with(100, Full));
+        assert_eq!(fit(&LLAMA_8B, &lora, 100, smallest).unwrap().tokens, 100);
+        assert_eq!(fit(&LLAMA_8B, &lora, 100, smallest - 1), Option::None);
     }
 
     #[test]

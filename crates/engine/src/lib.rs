@@ -11,6 +11,7 @@
 pub mod failure;
 pub mod generate;
 pub mod protocol;
+pub mod room;
 pub mod scheduler;
 pub mod seed;
 pub mod train;

@@ -15,13 +15,14 @@ use anyhow::{Context, Result, bail};
 use dataset::ChatTokenizer;
 use domain::engine::Reply;
 use engine::protocol::{Replies, read_commands};
+use engine::room::Room;
 use engine::scheduler::Scheduler;
 use model::{Decoder, Quantization};
 use tch::{Cuda, Device};
 
 const USAGE: &str = "\
 usage: finetuned-engine --model FOLDER [--quantization none|nf4] [--device cpu|cuda:N]
-                        [--threads N]
+                        [--threads N] [--memory BYTES]
 
 Trains and answers with one base model. Commands are JSON lines on standard input, replies
 JSON lines on standard output; started by a worker, not by hand.
@@ -29,7 +30,8 @@ JSON lines on standard output; started by a worker, not by hand.
   --model FOLDER       the base model: config.json, model.safetensors, tokenizer.json, ...
   --quantization FORM  how its linear layers are kept: none (default) or nf4
   --device DEVICE      cpu (default) or cuda:N
-  --threads N          CPU threads (default: all cores)";
+  --threads N          CPU threads (default: all cores)
+  --memory BYTES       what this process may take on the CPU (default: what the machine has free)";
 
 const EXIT_CANNOT_START: u8 = 2;
 const EXIT_LOST: u8 = 3;
@@ -37,7 +39,7 @@ const EXIT_LOST: u8 = 3;
 fn main() -> ExitCode {
     // Before anything of libtorch runs: its CUDA part registers itself when it is loaded.
     let cuda = kernels::load_cuda();
-    let (decoder, tokenizer) = match start(cuda) {
+    let (decoder, tokenizer, room) = match start(cuda) {
         Ok(Some(loaded)) => loaded,
         Ok(None) => return ExitCode::SUCCESS,
         Err(error) => {
@@ -45,7 +47,7 @@ fn main() -> ExitCode {
             return ExitCode::from(EXIT_CANNOT_START);
         }
     };
-    match serve(&decoder, &Arc::new(tokenizer)) {
+    match serve(&decoder, &Arc::new(tokenizer), room) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("finetuned-engine: {error:#}");
@@ -54,7 +56,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn serve(decoder: &Decoder, tokenizer: &Arc<ChatTokenizer>) -> Result<()> {
+fn serve(decoder: &Decoder, tokenizer: &Arc<ChatTokenizer>, room: Room) -> Result<()> {
     let (inputs, received) = channel();
     let mut replies = Replies::new(io::stdout().lock());
     let spec = decoder.spec();
@@ -65,11 +67,11 @@ fn serve(decoder: &Decoder, tokenizer: &Arc<ChatTokenizer>) -> Result<()> {
         context_length: u32::try_from(spec.max_position_embeddings).unwrap_or(u32::MAX),
     })?;
     read_commands(inputs.clone());
-    Scheduler::new(decoder, tokenizer, inputs, replies).run(&received)
+    Scheduler::new(decoder, tokenizer, room, inputs, replies).run(&received)
 }
 
 /// Everything up to `Ready`; none when only the usage was asked for.
-fn start(cuda: Result<bool, String>) -> Result<Option<(Decoder, ChatTokenizer)>> {
+fn start(cuda: Result<bool, String>) -> Result<Option<(Decoder, ChatTokenizer, Room)>> {
     let Some(options) = Options::parse(std::env::args().skip(1))? else {
         println!("{USAGE}");
         return Ok(None);
@@ -83,9 +85,9 @@ fn start(cuda: Result<bool, String>) -> Result<Option<(Decoder, ChatTokenizer)>>
     tch::set_num_interop_threads(1);
     kernels::set_threads(threads);
     let began = Instant::now();
-    let loaded = load(&options.model, device, options.quantization)?;
+    let (decoder, tokenizer) = load(&options.model, device, options.quantization)?;
     eprintln!("loaded {} in {:.1} s", options.model.display(), began.elapsed().as_secs_f64());
-    Ok(Some(loaded))
+    Ok(Some((decoder, tokenizer, Room { limit: options.memory })))
 }
 
 fn load(
@@ -111,13 +113,14 @@ struct Options {
     quantization: Quantization,
     device: Device,
     threads: Option<usize>,
+    memory: Option<u64>,
 }
 
 impl Options {
     /// None when the usage is asked for.
     fn parse(mut args: impl Iterator<Item = String>) -> Result<Option<Self>> {
         let (mut model, mut device, mut threads) = (None, Device::Cpu, None);
-        let mut quantization = Quantization::None;
+        let (mut quantization, mut memory) = (Quantization::None, None);
         while let Some(name) = args.next() {
             if matches!(name.as_str(), "-h" | "--help") {
                 return Ok(None);
@@ -129,11 +132,12 @@ impl Options {
                 "--quantization" => quantization = parse_quantization(&value()?)?,
                 "--device" => device = parse_device(&value()?)?,
                 "--threads" => threads = Some(parse_threads(&value()?)?),
+                "--memory" => memory = Some(parse_memory(&value()?)?),
                 _ => bail!("unknown argument '{name}'; see --help"),
             }
         }
         let model = model.context("--model is missing; see --help")?;
-        Ok(Some(Self { model, quantization, device, threads }))
+        Ok(Some(Self { model, quantization, device, threads, memory }))
     }
 }
 
@@ -163,6 +167,10 @@ fn parse_threads(text: &str) -> Result<usize> {
         Ok(threads) if (1..=1024).contains(&threads) => Ok(threads),
         _ => bail!("--threads {text}: expected a number from 1 to 1024"),
     }
+}
+
+fn parse_memory(text: &str) -> Result<u64> {
+    text.parse().ok().with_context(|| format!("--memory {text}: expected a number of bytes"))
 }
 
 fn usable_device(device: Device, cuda: Result<bool, String>) -> Result<Device> {
@@ -206,6 +214,7 @@ mod tests {
             (&["--model"], "--model needs a value"),
             (&["--model", "m", "--device", "gpu"], "expected cpu or cuda:N"),
             (&["--model", "m", "--threads", "0"], "from 1 to 1024"),
+            (&["--model", "m", "--memory", "2G"], "a number of bytes"),
             (&["--model", "m", "--quantization", "fp4"], "expected none or nf4"),
             (&["--model", "m", "--fast", "1"], "unknown argument '--fast'"),
         ] {

@@ -22,7 +22,8 @@ use model::Decoder;
 use crate::failure::{Fault, guard};
 use crate::generate::{AdapterCache, Generation, shared_turn};
 use crate::protocol::{Input, Replies};
-use crate::train::{Happened, Prepared, Run, prepare};
+use crate::room::Room;
+use crate::train::{Happened, Prepared, Run, admit, prepare};
 
 /// Answers may keep a run waiting this long before it gets a micro-batch.
 const RUN_WAITS_AT_MOST: Duration = Duration::from_secs(2);
@@ -35,6 +36,7 @@ const ADAPTERS_KEPT: usize = 4;
 pub struct Scheduler<'a> {
     decoder: &'a Decoder,
     tokenizer: &'a Arc<ChatTokenizer>,
+    room: Room,
     /// For the threads that prepare runs.
     inputs: Sender<Input>,
     replies: Replies,
@@ -52,12 +54,14 @@ impl<'a> Scheduler<'a> {
     pub fn new(
         decoder: &'a Decoder,
         tokenizer: &'a Arc<ChatTokenizer>,
+        room: Room,
         inputs: Sender<Input>,
         replies: Replies,
     ) -> Self {
         Self {
             decoder,
             tokenizer,
+            room,
             inputs,
             replies,
             preparing: Vec::new(),
@@ -153,15 +157,23 @@ impl<'a> Scheduler<'a> {
         };
         self.preparing.swap_remove(at);
         let decoder = self.decoder;
-        let run = result.and_then(|prepared| {
-            guard(|| Run::new(prepared, decoder))
-                .unwrap_or_else(|fault| Err(RunFailure::from(&fault)))
+        let free = self.room.free(decoder.device());
+        let run = result.and_then(|mut prepared| {
+            let made_smaller = match free {
+                Some(free) => admit(&mut prepared, decoder, free)?,
+                None => None,
+            };
+            let run = guard(|| Run::new(prepared, decoder))
+                .unwrap_or_else(|fault| Err(RunFailure::from(&fault)))?;
+            Ok((run, made_smaller))
         });
         match run {
-            Ok(run) => self.runs.push_back(run),
-            Err(failure) => self.report(&job_id, Happened::Failed(failure))?,
+            Ok((run, made_smaller)) => {
+                self.runs.push_back(run);
+                made_smaller.map_or(Ok(()), |warning| self.report(&job_id, warning))
+            }
+            Err(failure) => self.report(&job_id, Happened::Failed(failure)),
         }
-        Ok(())
     }
 
     fn stop_run(&mut self, job_id: JobId, checkpoint: bool) -> Result<()> {

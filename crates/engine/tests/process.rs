@@ -28,7 +28,12 @@ struct Engine {
 impl Engine {
     /// Starts the program and takes its `Ready`.
     fn start(model: &Path) -> Self {
-        let mut child = engine(&["--model", model.to_str().unwrap(), "--threads", "1"])
+        Self::start_with(model, &[])
+    }
+
+    fn start_with(model: &Path, arguments: &[&str]) -> Self {
+        let model = ["--model", model.to_str().unwrap(), "--threads", "1"];
+        let mut child = engine(&[&model, arguments].concat())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -316,6 +321,18 @@ fn bad_plans_and_garbage_leave_the_engine_working() {
     assert_eq!(engine.answer("still").failure, None);
     engine.line(r#"{"command":"generate","request":{"id":"half"}}"#);
     assert!(engine.answer("half").failure.is_some());
+}
+
+#[test]
+fn a_run_beyond_the_allowed_memory_is_refused_and_answers_go_on() {
+    let (model, output) = (model(), Folder::new());
+    let mut engine = Engine::start_with(model.path(), &["--memory", "1000000"]);
+    engine.train(&plan(&output, "large"));
+    let failure = engine.failure_of("ftjob-large");
+    assert_eq!(failure.code, "insufficient_memory");
+    assert!(failure.message.contains("0.00 GB are free"), "{}", failure.message);
+    engine.ask("still", "Hello", tokens(2));
+    assert_eq!(engine.answer("still").completion_tokens, 2);
 }
 
 #[test]

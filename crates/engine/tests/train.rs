@@ -7,7 +7,7 @@ use std::fs;
 use common::{Folder, Tiny, bytes, plan};
 use domain::hyperparameters::{EarlyStopping, GradientCheckpointing, Quantization, Schedule};
 use domain::report::{CheckpointKind, RunReport};
-use engine::train::Happened;
+use engine::train::{Happened, Prepared, Run, admit};
 
 #[test]
 fn a_run_learns_its_rows_by_heart() {
@@ -151,6 +151,35 @@ fn memory_that_runs_out_once_costs_a_repeated_step_and_no_accuracy() {
     assert!(run.relieve().is_none(), "that is all that there is");
     for (step, (a, b)) in undisturbed.iter().zip(tiny.drive(run).losses()).enumerate() {
         assert!((a - b).abs() < 1e-5 * a.abs().max(1.0), "step {step}: {a} and {b}");
+    }
+}
+
+#[test]
+fn a_run_that_does_not_fit_is_made_smaller_before_it_starts() {
+    let (tiny, output) = (Tiny::load(), Folder::new());
+    let mut large = plan(&output, "large");
+    let text = "yes ".repeat(24);
+    large.training_file = output.rows("long.jsonl", &[("Again!", text.as_str()); 40]);
+    large.hyperparameters.batch_size = 40;
+    large.hyperparameters.n_epochs = 2;
+    large.hyperparameters.micro_batch_tokens = 4096;
+    let mut prepared = tiny.prepare(large.clone()).unwrap();
+    let admitted = |prepared: &mut Prepared, free| admit(prepared, &tiny.decoder, free);
+    assert_eq!(admitted(&mut prepared, 1 << 30), Ok(None));
+    let Ok(Some(Happened::Report(RunReport::Message { message, .. }))) =
+        admitted(&mut prepared, 16 << 20)
+    else {
+        panic!("nothing was said")
+    };
+    let smaller = prepared.plan.hyperparameters.clone();
+    assert_eq!(smaller.micro_batch_tokens, 1024, "{message}");
+    assert!(message.contains("micro_batch_tokens 1024 (planned: 4096)"), "{message}");
+    assert_eq!(admitted(&mut prepared, 16 << 20), Ok(None), "the new plan fits");
+    let refused = admitted(&mut prepared, 1 << 20).unwrap_err();
+    assert_eq!((refused.code.as_str(), refused.retryable), ("insufficient_memory", false));
+    let losses = tiny.drive(Run::new(prepared, &tiny.decoder).unwrap()).losses();
+    for (a, b) in tiny.finish(large).losses().iter().zip(losses) {
+        assert!((a - b).abs() < 1e-5 * a, "{a} and {b}");
     }
 }
 

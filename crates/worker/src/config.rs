@@ -5,6 +5,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bytesize::ByteSize;
 use secrecy::SecretString;
 use serde::{Deserialize, Deserializer};
 
@@ -25,6 +26,9 @@ pub struct Config {
     pub devices: Vec<String>,
     /// Threads of one engine; 0 shares the processors out among the slots.
     pub threads: usize,
+    /// What one engine may take on the CPU: runs that would take more are made smaller, or refused. 0
+    /// means what the machine has free.
+    pub engine_memory: ByteSize,
     /// The base model to load at start; none means the first that the server lists.
     pub preload_model: Option<String>,
     /// Answers that one engine may generate at the same time; 0 switches chat off for this worker.
@@ -76,6 +80,7 @@ impl Default for Config {
             engine: None,
             devices: vec!["auto".to_owned()],
             threads: 0,
+            engine_memory: ByteSize::b(0),
             preload_model: None,
             max_generations: 8,
             cached_adapters: 256,

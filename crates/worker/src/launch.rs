@@ -22,6 +22,8 @@ pub struct Launch {
     pub program: PathBuf,
     pub device: String,
     pub threads: usize,
+    /// Bytes that a process may take on the CPU; 0 means what the machine has free.
+    pub memory: u64,
     library_path: Option<OsString>,
     setpriv: Option<PathBuf>,
 }
@@ -32,7 +34,8 @@ impl Launch {
         let program = find_engine(configured)?;
         let library_path = library_path(&program);
         let device = device.to_owned();
-        Ok(Self { program, device, threads, library_path, setpriv: find_in_path("setpriv") })
+        let setpriv = find_in_path("setpriv");
+        Ok(Self { program, device, threads, memory: 0, library_path, setpriv })
     }
 
     /// Starts a process for one base model. Its parent is a thread that lives as long as the
@@ -79,6 +82,9 @@ impl Launch {
             .stderr(Stdio::piped())
             .process_group(0)
             .kill_on_drop(true);
+        if self.memory > 0 {
+            command.args(["--memory", &self.memory.to_string()]);
+        }
         if let Some(path) = &self.library_path {
             command.env("LD_LIBRARY_PATH", path);
         }

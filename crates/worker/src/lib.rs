@@ -91,7 +91,10 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     };
     let launches = devices
         .iter()
-        .map(|device| Launch::find(config.engine.as_deref(), device, threads))
+        .map(|device| {
+            let launch = Launch::find(config.engine.as_deref(), device, threads)?;
+            Ok::<_, Error>(Launch { memory: config.engine_memory.as_u64(), ..launch })
+        })
         .collect::<Result<Vec<_>, _>>()?;
     // Absolute: engines get paths below it.
     let work_dir = open_work_dir(&config.work_dir)?;

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
-use domain::memory::{Estimate, ModelShape, Precision, Trained, Workload, estimate};
+use domain::memory::{Estimate, ExtraNorms, ModelShape, Precision, Trained, Workload, estimate};
 use serde_json::{Value, json};
 
 use crate::arguments::{self, EstimatePrecision, TrainedKind};
@@ -35,6 +35,7 @@ const fn shape(
         head_dim,
         vocab_size,
         tie_word_embeddings,
+        norms: ExtraNorms::NONE,
     }
 }
 

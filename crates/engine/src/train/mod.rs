@@ -5,6 +5,7 @@
 //! step. The run writes checkpoint folders and returns everything else that it has to say; who
 //! hears it is the scheduler's part.
 
+mod admission;
 mod best;
 pub mod checkpoint;
 mod evaluate;
@@ -31,6 +32,7 @@ use model::{Adapter, Decoder, Gradients, LoraOptions};
 use tch::Tensor;
 use weights::peft::Pattern;
 
+pub use self::admission::admit;
 use self::best::Best;
 use self::checkpoint::{Restored, State};
 use self::evaluate::Evaluation;

@@ -12,7 +12,7 @@ use domain::id::JobId;
 use domain::job::MethodType;
 use domain::plan::{LoraConfig, ResolvedHyperparameters, TrainingPlan};
 use domain::report::{CheckpointReport, RunFailure, RunReport, StepMetrics};
-use engine::train::{Happened, Run, prepare};
+use engine::train::{Happened, Prepared, Run, prepare};
 use model::{Decoder, Quantization};
 use serde_json::{Map, Value, json};
 use tch::Device;
@@ -175,9 +175,12 @@ impl Tiny {
         Self { folder, decoder, tokenizer }
     }
 
+    pub fn prepare(&self, plan: TrainingPlan) -> Result<Prepared, RunFailure> {
+        prepare(plan, &self.tokenizer, CONTEXT as u64)
+    }
+
     pub fn begin(&self, plan: TrainingPlan) -> Result<Run, RunFailure> {
-        let prepared = prepare(plan, &self.tokenizer, CONTEXT as u64)?;
-        Run::new(prepared, &self.decoder)
+        Run::new(self.prepare(plan)?, &self.decoder)
     }
 
     /// Takes turns until the run is over.

@@ -1,0 +1,117 @@
+//! Whether a run fits into memory, before it takes any: as planned, or made smaller, or not at all.
+//!
+//! Only settings on which no result depends are changed: the size of micro-batches, and what is computed
+//! again in the backward pass. The estimate is `domain::memory`'s.
+
+use dataset::Dataset;
+use domain::hyperparameters::{GradientCheckpointing, Quantization};
+use domain::memory::{self, ExtraNorms, ModelShape, Precision, Trained, Workload};
+use domain::plan::ResolvedHyperparameters;
+use domain::report::RunFailure;
+use model::{Decoder, DecoderSpec};
+
+use super::{Happened, Prepared, warning};
+use crate::failure::permanent;
+
+/// Makes the plan fit into `free` bytes; answers a warning that says what was changed.
+///
+/// # Errors
+/// `insufficient_memory` when even the smallest form of the run is too large.
+pub fn admit(
+    prepared: &mut Prepared,
+    decoder: &Decoder,
+    free: u64,
+) -> Result<Option<Happened>, RunFailure> {
+    let shape = shape(decoder.spec());
+    let data = [Some(&prepared.training), prepared.validation.as_ref()];
+    let longest = data.into_iter().flatten().map(longest_row).max().unwrap_or(0);
+    let h = &mut prepared.plan.hyperparameters;
+    let mut asked = workload(h, prepared.validation.is_some(), longest);
+    if prepared.validation.is_none() {
+        // A step has no more than its batch to put into micro-batches.
+        let rows = u64::from(h.batch_size).min(prepared.training.rows() as u64);
+        asked.tokens = asked.tokens.min(rows * longest);
+    }
+    let needed = memory::estimate(&shape, &asked).required_beside_weights();
+    if needed <= free {
+        return Ok(None);
+    }
+    let Some(fitting) = memory::fit(&shape, &asked, longest, free) else {
+        return Err(too_large(&shape, &asked, longest, free));
+    };
+    let before = (h.micro_batch_tokens, h.gradient_checkpointing.as_str());
+    h.micro_batch_tokens = h.micro_batch_tokens.min(fitting.tokens as u32);
+    h.gradient_checkpointing = fitting.gradient_checkpointing;
+    Ok(Some(warning(format!(
+        "The run would take {} beside the base model, and {} are free: going on with \
+         micro_batch_tokens {} (planned: {}) and gradient_checkpointing {} (planned: {}). The result \
+         does not depend on them.",
+        gigabytes(needed),
+        gigabytes(free),
+        h.micro_batch_tokens,
+        before.0,
+        h.gradient_checkpointing.as_str(),
+        before.1,
+    ))))
+}
+
+fn too_large(shape: &ModelShape, asked: &Workload, longest: u64, free: u64) -> RunFailure {
+    let smallest = Workload {
+        tokens: longest.max(1),
+        target_tokens: longest,
+        gradient_checkpointing: GradientCheckpointing::Full,
+        ..*asked
+    };
+    let needed = memory::estimate(shape, &smallest).required_beside_weights();
+    let message = format!(
+        "The run takes at least {} beside the base model (one row of {longest} tokens at a time, \
+         everything computed again), and {} are free. Lower max_seq_len or lora.rank, or use a \
+         machine with more memory.",
+        gigabytes(needed),
+        gigabytes(free),
+    );
+    permanent("insufficient_memory", None, message)
+}
+
+/// Tokens of the longest row with all its sequences: no micro-batch can be smaller.
+fn longest_row(data: &Dataset) -> u64 {
+    let rows = 0..data.rows();
+    let tokens = |row: usize| data.row(row).iter().map(|e| e.input_ids.len() as u64).sum();
+    rows.map(tokens).max().unwrap_or(0)
+}
+
+fn workload(h: &ResolvedHyperparameters, has_validation: bool, longest: u64) -> Workload {
+    let ranks = h.lora.rank_pattern.values().chain([&h.lora.rank]);
+    let rank = u64::from(*ranks.max().unwrap_or(&h.lora.rank));
+    let tokens = u64::from(h.micro_batch_tokens).max(longest);
+    let has_reference = h.preference.as_deref().is_some_and(|p| p.loss_type.has_reference());
+    Workload {
+        trained: match h.quantization {
+            Quantization::None => Trained::Lora { rank },
+            Quantization::Nf4 => Trained::Qlora { rank },
+        },
+        precision: Precision::F32,
+        tokens,
+        target_tokens: tokens,
+        gradient_checkpointing: h.gradient_checkpointing,
+        has_validation: has_validation || has_reference,
+    }
+}
+
+fn shape(spec: &DecoderSpec) -> ModelShape {
+    ModelShape {
+        hidden_size: spec.hidden_size as u64,
+        intermediate_size: spec.intermediate_size as u64,
+        num_hidden_layers: spec.num_hidden_layers as u64,
+        num_attention_heads: spec.num_attention_heads as u64,
+        num_key_value_heads: spec.num_key_value_heads as u64,
+        head_dim: spec.head_dim as u64,
+        vocab_size: spec.vocab_size as u64,
+        tie_word_embeddings: spec.tie_word_embeddings,
+        norms: ExtraNorms::from(spec.model_type.clone()),
+    }
+}
+
+fn gigabytes(bytes: u64) -> String {
+    format!("{:.2} GB", bytes as f64 / 1e9)
+}
