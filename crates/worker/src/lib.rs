@@ -92,8 +92,9 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     let launches = devices
         .iter()
         .map(|device| {
-            let launch = Launch::find(config.engine.as_deref(), device, threads)?;
-            Ok::<_, Error>(Launch { memory: config.engine_memory.as_u64(), ..launch })
+            let mut launch = Launch::find(config.engine.as_deref(), device, threads)?;
+            launch.memory = config.engine_memory.as_u64();
+            Ok::<_, Error>(launch)
         })
         .collect::<Result<Vec<_>, _>>()?;
     // Absolute: engines get paths below it.
