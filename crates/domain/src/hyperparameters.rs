@@ -78,6 +78,8 @@ pub struct Hyperparameters {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrainingOptions {
+    /// What is trained; without it, LoRA adapters.
+    pub tuning: Option<Tuning>,
     pub lora: Option<LoraRequest>,
     /// How the base model's linear layers are kept: `nf4` takes a seventh of the memory (QLoRA).
     pub quantization: Option<Quantization>,
@@ -168,6 +170,24 @@ pub struct LoraRequest {
     pub rank_pattern: Option<BTreeMap<String, u32>>,
     /// Alphas of single modules, likewise.
     pub alpha_pattern: Option<BTreeMap<String, f64>>,
+}
+
+/// What a run trains. The base model stays as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Tuning {
+    /// Low-rank matrices beside the linear layers.
+    #[default]
+    Lora,
+}
+
+impl Tuning {
+    /// The word on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Lora => "lora",
+        }
+    }
 }
 
 /// How the frozen linear layers of a base model are kept in memory.

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::hyperparameters::{EarlyStopping, GradientCheckpointing, Quantization, Schedule};
+use crate::hyperparameters::{
+    EarlyStopping, GradientCheckpointing, Quantization, Schedule, Tuning,
+};
 use crate::id::JobId;
 use crate::job::MethodType;
 use crate::preference::Preference;
@@ -37,6 +39,9 @@ pub struct ResolvedHyperparameters {
     /// How the base model's linear layers are kept, while training and while answering.
     #[serde(default, skip_serializing_if = "is_default")]
     pub quantization: Quantization,
+    /// What is trained.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub tuning: Tuning,
     pub lora: LoraConfig,
     /// The loss of the method `dpo`, and only there.
     #[serde(default, skip_serializing_if = "Option::is_none")]

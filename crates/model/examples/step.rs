@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::time::Instant;
 
-use model::{Adapter, Batch, Decoder, Gradients, LoraOptions, PassOptions};
+use model::{Adapter, AdapterOptions, Batch, Decoder, Gradients, LoraOptions, PassOptions};
 use tch::Device;
 
 fn main() {
@@ -17,7 +17,7 @@ fn main() {
     tch::set_num_threads(2);
     kernels::set_threads(2);
     let decoder = Decoder::load(Path::new(folder), Device::Cpu).expect("a model");
-    let options = LoraOptions::default();
+    let options = AdapterOptions::Lora(LoraOptions::default());
     let adapter = Adapter::init(&decoder, &options, 1).expect("an adapter");
     let mut gradients = Gradients::zeros(&adapter);
     let batch = ragged(mean, share, decoder.spec().vocab_size as u64);

@@ -164,7 +164,7 @@ impl Decoder {
         head: impl FnOnce(&Tensor, &Tensor) -> R,
     ) -> Result<R, BatchError> {
         batch.check(self.spec.vocab_size, self.positions)?;
-        let rate = adapter.options().dropout;
+        let rate = adapter.dropout();
         let dropout = (rate > 0.0).then_some(Dropout { rate, seed: options.dropout_seed });
         let rotary_rows = self.rotary_rows(batch);
         let pass = self.pass(batch, &rotary_rows, Some(adapter), dropout);

@@ -142,20 +142,22 @@ fn rotate(x: &Tensor, rotary: &Rotary, rows: &[i64]) -> Tensor {
     Tensor::cat(&[&a * &cos - &b * &sin, &b * &cos + &a * &sin, rest], -1)
 }
 
-fn linear_with_adapter(
+fn linear_with_adapter<'a>(
     layer: &Layer,
     x: &Tensor,
     number: usize,
     which: usize,
-    adapter: Option<(&Adapter, &Tensor)>,
+    adapter: Option<(&'a Adapter, &Tensor)>,
 ) -> Tensor {
     let linear = layer.linear(which);
     // A copy, because the dense form of a quantised weight does not last until the backward pass.
     let weight = linear.weight.dense().copy();
     let base = x.matmul(&weight.tr());
     let biased = |y: Tensor| linear.bias.as_ref().map_or(y.shallow_clone(), |bias| y + bias);
-    let Some((adapter, flat)) = adapter else { return biased(base) };
-    let Some(group) = &adapter.layout().layers[number][which] else { return biased(base) };
+    let group = |adapter: &'a Adapter| adapter.layout()?.layers[number][which].as_ref();
+    let Some((group, flat)) = adapter.and_then(|(a, flat)| Some((group(a)?, flat))) else {
+        return biased(base);
+    };
     let mut pieces = Vec::new();
     let mut covered = 0;
     for part in &group.parts {

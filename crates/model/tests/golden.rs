@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use kernels::AdamW;
 use model::{
-    Adapter, Batch, Decoder, Gradients, KvCache, LoraOptions, PassOptions, Quantization, Recompute,
-    Sampler, SamplerOptions,
+    Adapter, AdapterOptions, Batch, Decoder, Gradients, KvCache, LoraOptions, PassOptions,
+    Quantization, Recompute, Sampler, SamplerOptions,
 };
 use tch::{Device, IndexOp, Tensor};
 use weights::TensorFile;
@@ -59,6 +59,10 @@ impl Case {
         Tensor::from_slice(&self.golden.get_f32(name).unwrap()).view(shape.as_slice())
     }
 
+    fn lora(&self) -> &LoraOptions {
+        self.adapter.lora().unwrap()
+    }
+
     fn doubles(&self, name: &str) -> Vec<f64> {
         let view = self.golden.get(name).unwrap();
         view.data.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().unwrap())).collect()
@@ -78,6 +82,14 @@ impl Case {
         write_adapter(folder.path(), &config, &tensors).unwrap();
         Adapter::load(&self.decoder, folder.path()).unwrap().values().copy()
     }
+}
+
+fn init(
+    decoder: &Decoder,
+    options: &LoraOptions,
+    seed: u64,
+) -> Result<Adapter, model::AdapterError> {
+    Adapter::init(decoder, &AdapterOptions::Lora(options.clone()), seed)
 }
 
 fn integers(file: &TensorFile, name: &str) -> Vec<i64> {
@@ -198,10 +210,10 @@ fn a_packed_batch_equals_its_documents_one_by_one() {
 fn what_is_computed_again_has_the_same_bits() {
     for name in CASES {
         let case = Case::open(name);
-        let options = case.adapter.options().clone();
+        let options = case.lora().clone();
         let dropout = if options.dora { 0.0 } else { 0.2 };
         let options = LoraOptions { dropout, ..options };
-        let dropping = Adapter::init(&case.decoder, &options, 5).unwrap();
+        let dropping = init(&case.decoder, &options, 5).unwrap();
         for adapter in [&case.adapter, &dropping] {
             let pass = |recompute| {
                 let mut gradients = Gradients::zeros(adapter);
@@ -301,7 +313,7 @@ fn an_adapter_survives_saving_and_loading_bit_by_bit() {
         case.adapter.save(folder.path(), "base").unwrap();
         let again = Adapter::load(&case.decoder, folder.path()).unwrap();
         assert_eq!(again.values(), case.adapter.values());
-        assert_eq!(again.options().alpha, case.adapter.options().alpha);
+        assert_eq!(again.lora().unwrap().alpha, case.lora().alpha);
         // Same tensors under the same names with the same bytes as in the file that peft wrote.
         let theirs =
             TensorFile::open(&case.folder.join("adapter/adapter_model.safetensors")).unwrap();
@@ -317,8 +329,8 @@ fn an_adapter_survives_saving_and_loading_bit_by_bit() {
 #[test]
 fn a_fresh_adapter_changes_nothing_and_depends_on_its_seed_alone() {
     let case = Case::open(CASES[0]);
-    let options = LoraOptions { dropout: 0.1, ..case.adapter.options().clone() };
-    let fresh = |seed| Adapter::init(&case.decoder, &options, seed).unwrap();
+    let options = LoraOptions { dropout: 0.1, ..case.lora().clone() };
+    let fresh = |seed| init(&case.decoder, &options, seed).unwrap();
     assert_eq!(fresh(3).values(), fresh(3).values());
     assert_ne!(fresh(3).values(), fresh(4).values());
     let base = case.decoder.logits(&case.batch, None).unwrap();
@@ -329,7 +341,7 @@ fn a_fresh_adapter_changes_nothing_and_depends_on_its_seed_alone() {
 #[test]
 fn magnitudes_start_so_that_the_base_model_is_unchanged() {
     let case = Case::open("dora");
-    let fresh = Adapter::init(&case.decoder, case.adapter.options(), 3).unwrap();
+    let fresh = init(&case.decoder, case.lora(), 3).unwrap();
     let base = case.decoder.logits(&case.batch, None).unwrap();
     let adapted = case.decoder.logits(&case.batch, Some(&fresh)).unwrap();
     assert_close("fresh", &adapted, &base, 1e-6);
@@ -343,7 +355,7 @@ fn quantised_weights_take_little_memory_and_carry_every_adapter() {
     assert!((0.12..0.14).contains(&share), "{share} of the dense weights' bytes");
     // Weight decomposition reads the weights too.
     let options = LoraOptions { dora: true, ..LoraOptions::default() };
-    let adapter = Adapter::init(&case.decoder, &options, 3).unwrap();
+    let adapter = init(&case.decoder, &options, 3).unwrap();
     let mut gradients = Gradients::zeros(&adapter);
     let pass = PassOptions::new(0.01, 0);
     case.decoder.forward_backward(&case.batch, &adapter, &mut gradients, pass).unwrap();
@@ -366,7 +378,7 @@ fn options_that_cannot_be_trained_are_refused() {
             "fits no adapted module",
         ),
     ] {
-        let error = Adapter::init(&case.decoder, &options, 1).unwrap_err().to_string();
+        let error = init(&case.decoder, &options, 1).unwrap_err().to_string();
         assert!(error.contains(word), "{error}");
     }
 }
@@ -375,8 +387,8 @@ fn options_that_cannot_be_trained_are_refused() {
 fn dropout_gradients_are_those_of_the_masked_network() {
     // Along the gradient, the loss under the same mask changes as the gradient says.
     let case = Case::open(CASES[0]);
-    let options = LoraOptions { dropout: 0.3, ..case.adapter.options().clone() };
-    let mut adapter = Adapter::init(&case.decoder, &options, 3).unwrap();
+    let options = LoraOptions { dropout: 0.3, ..case.lora().clone() };
+    let mut adapter = init(&case.decoder, &options, 3).unwrap();
     tch::no_grad(|| adapter.values().shallow_clone().copy_(case.adapter.values()));
     adapter.refresh();
     let mut gradients = Gradients::zeros(&adapter);

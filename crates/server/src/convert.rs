@@ -154,6 +154,7 @@ pub(crate) fn job(row: JobRow, now: OffsetDateTime) -> Job {
             gradient_checkpointing: resolved.gradient_checkpointing,
             early_stopping: resolved.early_stopping,
             quantization: resolved.quantization,
+            tuning: resolved.tuning,
             lora: resolved.lora,
             dataset: row.dataset,
             queue_position: None,

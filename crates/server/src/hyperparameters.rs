@@ -289,6 +289,7 @@ pub(crate) fn resolve(
             .filter(|_| measured.has_validation)
             .map(resolve_early_stopping),
         quantization: job.quantization.or(operator.quantization).unwrap_or_default(),
+        tuning: job.tuning.or(operator.tuning).unwrap_or_default(),
         lora: resolve_lora(job.lora.as_ref(), operator.lora.as_ref()),
         preference: wish.preference.map(|preference| Box::new(preference.resolve())),
         seed,

@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use tempfile::tempdir;
-use weights::peft::{AdapterConfig, lora_a_key, lora_b_key, read_adapter, write_adapter};
+use weights::TensorFile;
+use weights::peft::{
+    AdapterConfig, LoraConfig, lora_a_key, lora_b_key, read_adapter, write_adapter,
+};
 
 const QUERY: &str = "model.layers.0.self_attn.q_proj";
 
@@ -19,7 +22,7 @@ fn eighths(count: usize) -> Vec<f32> {
 
 #[test]
 fn the_folder_that_peft_wrote_is_read() {
-    let (mut config, file) = read_adapter(&fixture()).unwrap();
+    let (mut config, file) = read_lora(&fixture());
     config.target_modules.sort();
     assert_eq!((config.r, config.lora_alpha, config.lora_dropout), (2, 4.0, 0.0));
     assert_eq!(config.base_model_name_or_path.as_deref(), Some("tiny"));
@@ -38,8 +41,18 @@ fn write_small(dir: &Path, config: &AdapterConfig) {
     write_adapter(dir, config, &tensors).unwrap();
 }
 
+fn read_lora(dir: &Path) -> (LoraConfig, TensorFile) {
+    let (config, file) = read_adapter(dir).unwrap();
+    (lora(config), file)
+}
+
+fn lora(config: AdapterConfig) -> LoraConfig {
+    let AdapterConfig::Lora(config) = config;
+    config
+}
+
 fn small_config() -> AdapterConfig {
-    AdapterConfig::lora("base", 2, 32.0, 0.05, &["q_proj".to_owned()])
+    AdapterConfig::Lora(LoraConfig::new("base", 2, 32.0, 0.05, &["q_proj".to_owned()]))
 }
 
 #[test]
@@ -93,12 +106,13 @@ fn the_first_pattern_that_fits_a_module_counts_as_in_peft() {
     let mut text = small_config().to_json().to_string();
     let whole = r#""rank_pattern":{"layers.0.self_attn.q_proj":8,"q_proj":4,"roj":3}"#;
     text = text.replace(r#""rank_pattern":{}"#, whole);
-    let config = AdapterConfig::from_json(text.as_bytes()).unwrap();
+    let config = lora(AdapterConfig::from_json(text.as_bytes()).unwrap());
     assert_eq!(config.rank_of(QUERY), 8);
     assert_eq!(config.rank_of("model.layers.1.self_attn.q_proj"), 4);
     assert_eq!(config.rank_of("model.layers.1.self_attn.k_proj"), 2);
     // Written and read, the order stays.
-    let again = AdapterConfig::from_json(config.to_json().to_string().as_bytes()).unwrap();
+    let text = AdapterConfig::Lora(config).to_json().to_string();
+    let again = lora(AdapterConfig::from_json(text.as_bytes()).unwrap());
     assert_eq!(again.rank_of(QUERY), 8);
 }
 

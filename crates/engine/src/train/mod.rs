@@ -5,6 +5,7 @@
 //! step. The run writes checkpoint folders and returns everything else that it has to say; who
 //! hears it is the scheduler's part.
 
+mod adapter;
 mod admission;
 mod best;
 pub mod checkpoint;
@@ -28,9 +29,8 @@ use domain::plan::TrainingPlan;
 use domain::report::{
     CheckpointKind, CheckpointReport, Level, RunFailure, RunReport, RunStarted, StepMetrics,
 };
-use model::{Adapter, Decoder, Gradients, LoraOptions};
+use model::{Decoder, Gradients};
 use tch::Tensor;
-use weights::peft::Pattern;
 
 pub use self::admission::admit;
 use self::best::Best;
@@ -43,7 +43,6 @@ pub use self::prepare::{Prepared, prepare};
 use self::relief::Relief;
 use self::step::{StepInHand, StepNumbers, Training};
 use crate::failure::{permanent, retryable};
-use crate::seed::{Purpose, derive};
 
 /// Steps in a row that may be skipped because their loss or gradient is not finite.
 const SKIPS_ALLOWED: u32 = 3;
@@ -125,7 +124,7 @@ impl Run {
         let Restored { mut state, adapter, optimizer, best_values } = match &plan.resume_from {
             Some(folder) => checkpoint::read(folder, &fingerprint, decoder)?,
             None => {
-                let adapter = new_adapter(&plan, decoder)?;
+                let adapter = adapter::fresh(&plan, decoder)?;
                 let optimizer = Optimizer::new(adapter.len(), decoder.device());
                 let state = State::new(&plan, fingerprint);
                 Restored { state, adapter, optimizer, best_values: None }
@@ -415,23 +414,6 @@ fn check_base(plan: &TrainingPlan, decoder: &Decoder) -> Result<(), RunFailure> 
     let held = decoder.quantization();
     let message = format!("The engine holds the base model as {held:?}; the job wants {wanted:?}.");
     Err(permanent("internal_error", Some("quantization"), message))
-}
-
-fn new_adapter(plan: &TrainingPlan, decoder: &Decoder) -> Result<Adapter, RunFailure> {
-    let lora = &plan.hyperparameters.lora;
-    let options = LoraOptions {
-        rank: i64::from(lora.rank),
-        alpha: lora.alpha,
-        dropout: lora.dropout,
-        target_modules: lora.target_modules.clone(),
-        rslora: lora.rslora,
-        dora: lora.dora,
-        rank_pattern: Pattern::most_specific_first(lora.rank_pattern.clone()),
-        alpha_pattern: Pattern::most_specific_first(lora.alpha_pattern.clone()),
-    };
-    let seed = derive(plan.hyperparameters.seed, Purpose::AdapterInit, 0, 0);
-    Adapter::init(decoder, &options, seed)
-        .map_err(|error| permanent("invalid_hyperparameters", Some("lora"), error.to_string()))
 }
 
 fn diverged(step: u64, what: &str, skipped: u32) -> RunFailure {

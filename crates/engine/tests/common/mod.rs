@@ -284,6 +284,7 @@ pub fn plan(output: &Folder, name: &str) -> TrainingPlan {
             gradient_checkpointing: Default::default(),
             early_stopping: None,
             quantization: Default::default(),
+            tuning: Default::default(),
             lora: LoraConfig { rank: 8, alpha: 16.0, ..LoraConfig::default() },
             preference: None,
             seed: 7,

@@ -1,10 +1,11 @@
 //! The LoRA family: low-rank updates of the decoder's linear layers, with rank-stabilised scale, ranks and
 //! alphas per module, and weight decomposition (DoRA).
 
-use tch::{Kind, Tensor};
-use weights::peft::{AdapterConfig, Pattern};
+use tch::{Kind, Tensor, no_grad};
+use weights::TensorFile;
+use weights::peft::{LoraConfig, Pattern};
 
-use super::AdapterError;
+use super::{AdapterError, Uniform, read_values};
 use crate::decoder::Decoder;
 use crate::layout::{GROUPS, GroupLayout, Layout, PartLayout};
 use crate::spec::DecoderSpec;
@@ -62,7 +63,7 @@ impl LoraOptions {
         alpha / if self.rslora { rank.sqrt() } else { rank }
     }
 
-    pub(super) fn check(&self) -> Result<(), AdapterError> {
+    fn check(&self) -> Result<(), AdapterError> {
         let invalid = |message: String| Err(AdapterError::Invalid(message));
         let ranks = self.rank_pattern.iter().map(|(_, rank)| i64::from(rank));
         if let Some(rank) = ranks.chain([self.rank]).find(|rank| !(1..=1024).contains(rank)) {
@@ -90,7 +91,7 @@ impl LoraOptions {
 
     /// The same options with the names that the model's linear layers have: where q, k and v are one layer,
     /// that layer stands for each of them.
-    pub(super) fn named_as_in(mut self, spec: &DecoderSpec) -> Self {
+    fn named_as_in(mut self, spec: &DecoderSpec) -> Self {
         let mut names: Vec<String> = Vec::new();
         for name in &self.target_modules {
             let name = spec.linear_for(name);
@@ -103,7 +104,7 @@ impl LoraOptions {
     }
 
     /// A key that fits nothing is a mistake that would otherwise go unnoticed.
-    pub(super) fn check_patterns(&self, layout: &Layout) -> Result<(), AdapterError> {
+    fn check_patterns(&self, layout: &Layout) -> Result<(), AdapterError> {
         let keys = self.rank_pattern.iter().map(|(key, _)| key);
         for key in keys.chain(self.alpha_pattern.iter().map(|(key, _)| key)) {
             let alone = Pattern::most_specific_first([(key.to_owned(), ())]);
@@ -115,20 +116,20 @@ impl LoraOptions {
         Ok(())
     }
 
-    pub(super) fn to_config(&self, base_model: &str) -> AdapterConfig {
+    pub(super) fn to_config(&self, base_model: &str) -> LoraConfig {
         let (rank, targets) = (self.rank as u32, &self.target_modules);
-        AdapterConfig {
+        LoraConfig {
             use_rslora: self.rslora,
             use_dora: self.dora,
             rank_pattern: self.rank_pattern.clone(),
             alpha_pattern: self.alpha_pattern.clone(),
-            ..AdapterConfig::lora(base_model, rank, self.alpha, self.dropout, targets)
+            ..LoraConfig::new(base_model, rank, self.alpha, self.dropout, targets)
         }
     }
 }
 
-impl From<AdapterConfig> for LoraOptions {
-    fn from(config: AdapterConfig) -> Self {
+impl From<LoraConfig> for LoraOptions {
+    fn from(config: LoraConfig) -> Self {
         Self {
             rank: i64::from(config.r),
             alpha: config.lora_alpha,
@@ -175,12 +176,46 @@ pub(crate) struct Dora {
 }
 
 impl Lora {
-    pub fn assemble(
+    /// A uniform in ±1/√in (Kaiming with a = √5), B zero, so that the first step starts from the base model.
+    pub fn init(
         decoder: &Decoder,
-        options: LoraOptions,
-        layout: Layout,
-        values: &Tensor,
-    ) -> Self {
+        options: &LoraOptions,
+        seed: u64,
+    ) -> Result<(Self, Tensor), AdapterError> {
+        options.check()?;
+        let options = options.clone().named_as_in(decoder.spec());
+        let layout = Layout::new(decoder.spec(), &options);
+        options.check_patterns(&layout)?;
+        let mut values = vec![0.0f32; layout.len as usize];
+        let mut random = Uniform(seed);
+        for (group, part) in layout.parts() {
+            let bound = 1.0 / (group.in_width as f64).sqrt();
+            let start = part.a_offset as usize;
+            for value in &mut values[start..start + (part.rank * group.in_width) as usize] {
+                *value = ((2.0 * random.next() - 1.0) * bound) as f32;
+            }
+        }
+        let values = Tensor::from_slice(&values).to_device(decoder.device());
+        let lora = Self::assemble(decoder, options, layout, &values);
+        no_grad(|| lora.start_magnitudes(&values));
+        Ok((lora, values))
+    }
+
+    /// The adapter of an opened folder.
+    pub fn load(
+        decoder: &Decoder,
+        config: LoraConfig,
+        file: &TensorFile,
+    ) -> Result<(Self, Tensor), AdapterError> {
+        let options = LoraOptions::from(config).named_as_in(decoder.spec());
+        options.check()?;
+        let layout = Layout::new(decoder.spec(), &options);
+        let values = read_values(file, &layout.tensors(), layout.len as usize)?;
+        let values = Tensor::from_slice(&values).to_device(decoder.device());
+        Ok((Self::assemble(decoder, options, layout, &values), values))
+    }
+
+    fn assemble(decoder: &Decoder, options: LoraOptions, layout: Layout, values: &Tensor) -> Self {
         let group = |layer: usize, product: usize, layout: &GroupLayout| Group {
             a: a_view(values, layout),
             b: Tensor::zeros([layout.out_width, layout.rank], (Kind::Float, decoder.device())),
@@ -214,7 +249,7 @@ impl Lora {
     }
 
     /// Magnitudes of a fresh adapter: the norms of the frozen rows.
-    pub fn start_magnitudes(&self, values: &Tensor) {
+    fn start_magnitudes(&self, values: &Tensor) {
         for group in self.groups.iter().flatten().flatten() {
             let Some(dora) = &group.dora else { continue };
             for part in &group.layout.parts {

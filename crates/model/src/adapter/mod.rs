@@ -1,7 +1,8 @@
 //! Adapters: what one run trains, as one flat vector, and its gradients.
 //!
 //! All trainable numbers live in one flat f32 buffer, so that the optimizer, the norm and a checkpoint see one
-//! vector. The pass through the decoder uses views of it, or copies that `refresh` renews.
+//! vector. The pass through the decoder uses views of it, or copies that `refresh` renews. There are several
+//! kinds of adapters; each is a module here, and this one only tells them apart.
 
 mod lora;
 
@@ -9,13 +10,14 @@ use std::path::Path;
 
 use tch::{Device, Tensor, no_grad};
 use thiserror::Error;
-use weights::peft::{read_adapter, write_adapter};
+use weights::TensorFile;
+use weights::peft::{AdapterConfig, read_adapter, write_adapter};
 
 use self::lora::Lora;
 pub use self::lora::LoraOptions;
 pub(crate) use self::lora::{Dora, Group, a_view, b_view, magnitude_view};
 use crate::decoder::Decoder;
-use crate::layout::{GROUPS, Layout};
+use crate::layout::{GROUPS, Layout, StoredTensor};
 
 /// An adapter that cannot be made, read or written.
 #[derive(Debug, Error)]
@@ -28,36 +30,41 @@ pub enum AdapterError {
     File(#[from] weights::FileError),
 }
 
+/// What to train, and how.
+#[derive(Debug, Clone, PartialEq)]
+pub enum AdapterOptions {
+    Lora(LoraOptions),
+}
+
 /// The adapter of one run or of one tuned model.
 #[derive(Debug)]
 pub struct Adapter {
     values: Tensor,
-    lora: Lora,
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Lora(Lora),
 }
 
 impl Adapter {
-    /// A fresh adapter: A uniform in ±1/√in (Kaiming with a = √5), B zero, so that the first step starts
-    /// from the base model. The same seed gives the same matrices on every machine.
+    /// A fresh adapter. The same seed gives the same numbers on every machine.
     ///
     /// # Errors
     /// For options out of range.
-    pub fn init(decoder: &Decoder, options: &LoraOptions, seed: u64) -> Result<Self, AdapterError> {
-        options.check()?;
-        let options = options.clone().named_as_in(decoder.spec());
-        let layout = Layout::new(decoder.spec(), &options);
-        options.check_patterns(&layout)?;
-        let mut values = vec![0.0f32; layout.len as usize];
-        let mut random = Uniform(seed);
-        for (group, part) in layout.parts() {
-            let bound = 1.0 / (group.in_width as f64).sqrt();
-            let start = part.a_offset as usize;
-            for value in &mut values[start..start + (part.rank * group.in_width) as usize] {
-                *value = ((2.0 * random.next() - 1.0) * bound) as f32;
+    pub fn init(
+        decoder: &Decoder,
+        options: &AdapterOptions,
+        seed: u64,
+    ) -> Result<Self, AdapterError> {
+        let (kind, values) = match options {
+            AdapterOptions::Lora(options) => {
+                let (lora, values) = Lora::init(decoder, options, seed)?;
+                (Kind::Lora(lora), values)
             }
-        }
-        let adapter = Self::assemble(decoder, options, layout, &values);
-        no_grad(|| adapter.lora.start_magnitudes(&adapter.values));
-        Ok(adapter.refreshed())
+        };
+        Ok(Self { values, kind }.refreshed())
     }
 
     /// Reads an adapter folder in PEFT's format.
@@ -67,26 +74,13 @@ impl Adapter {
     /// not fit the model; the message names the tensor.
     pub fn load(decoder: &Decoder, dir: &Path) -> Result<Self, AdapterError> {
         let (config, file) = read_adapter(dir)?;
-        let options = LoraOptions::from(config).named_as_in(decoder.spec());
-        options.check()?;
-        let layout = Layout::new(decoder.spec(), &options);
-        let mut values = vec![0.0f32; layout.len as usize];
-        let tensors = layout.tensors();
-        for tensor in &tensors {
-            let found = file.get(&tensor.name)?.shape.clone();
-            if !found.iter().map(|&n| n as i64).eq(tensor.shape.iter().copied()) {
-                let (name, expected) = (&tensor.name, &tensor.shape);
-                let message = format!("{name} has shape {found:?}, expected {expected:?}");
-                return Err(AdapterError::Mismatch(message));
+        let (kind, values) = match config {
+            AdapterConfig::Lora(config) => {
+                let (lora, values) = Lora::load(decoder, config, &file)?;
+                (Kind::Lora(lora), values)
             }
-            let data = file.get_f32(&tensor.name)?;
-            values[tensor.range()].copy_from_slice(&data);
-        }
-        if file.len() != tensors.len() {
-            let message = format!("it has {} tensors, expected {}", file.len(), tensors.len());
-            return Err(AdapterError::Mismatch(message));
-        }
-        Ok(Self::assemble(decoder, options, layout, &values).refreshed())
+        };
+        Ok(Self { values, kind }.refreshed())
     }
 
     /// Writes `adapter_model.safetensors` and `adapter_config.json` into an existing folder.
@@ -96,10 +90,12 @@ impl Adapter {
     pub fn save(&self, dir: &Path, base_model: &str) -> Result<(), AdapterError> {
         let values = Vec::<f32>::try_from(self.values.to_device(Device::Cpu))
             .map_err(|error| AdapterError::Invalid(error.to_string()))?;
-        let tensors: Vec<_> = self
-            .lora
-            .layout
-            .tensors()
+        let (config, tensors) = match &self.kind {
+            Kind::Lora(lora) => {
+                (AdapterConfig::Lora(lora.options.to_config(base_model)), lora.layout.tensors())
+            }
+        };
+        let tensors: Vec<_> = tensors
             .into_iter()
             .map(|tensor| {
                 let shape = tensor.shape.iter().map(|&n| n as usize).collect();
@@ -107,11 +103,13 @@ impl Adapter {
                 (tensor.name, shape, &values[range])
             })
             .collect();
-        Ok(write_adapter(dir, &self.lora.options.to_config(base_model), &tensors)?)
+        Ok(write_adapter(dir, &config, &tensors)?)
     }
 
-    pub fn options(&self) -> &LoraOptions {
-        &self.lora.options
+    /// The options of a LoRA adapter.
+    pub fn lora(&self) -> Option<&LoraOptions> {
+        let Kind::Lora(lora) = &self.kind;
+        Some(&lora.options)
     }
 
     /// Trainable numbers.
@@ -133,7 +131,9 @@ impl Adapter {
 
     /// Renews what is derived from the values.
     pub fn refresh(&mut self) {
-        no_grad(|| self.lora.refresh(&self.values));
+        match &mut self.kind {
+            Kind::Lora(lora) => no_grad(|| lora.refresh(&self.values)),
+        }
     }
 
     fn refreshed(mut self) -> Self {
@@ -141,24 +141,53 @@ impl Adapter {
         self
     }
 
+    /// What stands beside a product; none where nothing does.
     pub(crate) fn group(&self, layer: usize, product: usize) -> Option<&Group> {
-        self.lora.groups[layer][product].as_ref()
+        match &self.kind {
+            Kind::Lora(lora) => lora.groups[layer][product].as_ref(),
+        }
     }
 
-    pub(crate) fn layout(&self) -> &Layout {
-        &self.lora.layout
+    /// Where the matrices of linear layers stand in the flat buffer; none without any.
+    pub(crate) fn layout(&self) -> Option<&Layout> {
+        match &self.kind {
+            Kind::Lora(lora) => Some(&lora.layout),
+        }
     }
 
     /// The widest border of each product, over all layers.
     pub(crate) fn ranks(&self) -> [i64; GROUPS] {
-        self.lora.layout.ranks()
+        self.layout().map_or([0; GROUPS], Layout::ranks)
     }
 
-    fn assemble(decoder: &Decoder, options: LoraOptions, layout: Layout, values: &[f32]) -> Self {
-        let values = Tensor::from_slice(values).to_device(decoder.device());
-        let lora = Lora::assemble(decoder, options, layout, &values);
-        Self { values, lora }
+    /// On the inputs of what stands beside products, while training.
+    pub(crate) fn dropout(&self) -> f64 {
+        self.lora().map_or(0.0, |options| options.dropout)
     }
+}
+
+/// The values of these tensors of a file, in the flat order: all that it has, and of the right shapes.
+fn read_values(
+    file: &TensorFile,
+    tensors: &[StoredTensor],
+    len: usize,
+) -> Result<Vec<f32>, AdapterError> {
+    let mut values = vec![0.0f32; len];
+    for tensor in tensors {
+        let found = file.get(&tensor.name)?.shape.clone();
+        if !found.iter().map(|&n| n as i64).eq(tensor.shape.iter().copied()) {
+            let (name, expected) = (&tensor.name, &tensor.shape);
+            let message = format!("{name} has shape {found:?}, expected {expected:?}");
+            return Err(AdapterError::Mismatch(message));
+        }
+        let data = file.get_f32(&tensor.name)?;
+        values[tensor.range()].copy_from_slice(&data);
+    }
+    if file.len() != tensors.len() {
+        let message = format!("it has {} tensors, expected {}", file.len(), tensors.len());
+        return Err(AdapterError::Mismatch(message));
+    }
+    Ok(values)
 }
 
 /// Gradients of an adapter's values, laid out alike.

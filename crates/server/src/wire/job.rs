@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use domain::hyperparameters::{EarlyStopping, GradientCheckpointing, Quantization, Schedule};
+use domain::hyperparameters::{
+    EarlyStopping, GradientCheckpointing, Quantization, Schedule, Tuning,
+};
 use domain::plan::LoraConfig;
 use domain::{Hyperparameters, TrainingOptions};
 use serde::{Deserialize, Serialize};
@@ -185,6 +187,7 @@ pub(crate) struct Resolved {
     pub gradient_checkpointing: GradientCheckpointing,
     pub early_stopping: Option<EarlyStopping>,
     pub quantization: Quantization,
+    pub tuning: Tuning,
     pub lora: LoraConfig,
     /// What the files hold: examples, tokens, truncated rows.
     pub dataset: Option<Value>,

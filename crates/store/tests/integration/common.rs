@@ -89,6 +89,7 @@ pub fn resolved() -> ResolvedHyperparameters {
         gradient_checkpointing: Default::default(),
         early_stopping: None,
         quantization: Default::default(),
+        tuning: Default::default(),
         lora: LoraConfig::default(),
         preference: None,
         seed: 42,

@@ -153,6 +153,7 @@ fn hyperparameters() -> ResolvedHyperparameters {
         gradient_checkpointing: Default::default(),
         early_stopping: None,
         quantization: Default::default(),
+        tuning: Default::default(),
         lora: LoraConfig::default(),
         preference: None,
         seed: 1,

@@ -1,0 +1,35 @@
+//! The adapter that a new run starts from, as the plan wants it.
+
+use domain::hyperparameters::Tuning;
+use domain::plan::{LoraConfig, TrainingPlan};
+use domain::report::RunFailure;
+use model::{Adapter, AdapterOptions, Decoder, LoraOptions};
+use weights::peft::Pattern;
+
+use crate::failure::permanent;
+use crate::seed::{Purpose, derive};
+
+/// # Errors
+/// Options that the model cannot carry.
+pub(super) fn fresh(plan: &TrainingPlan, decoder: &Decoder) -> Result<Adapter, RunFailure> {
+    let options = match plan.hyperparameters.tuning {
+        Tuning::Lora => AdapterOptions::Lora(lora_options(&plan.hyperparameters.lora)),
+    };
+    let seed = derive(plan.hyperparameters.seed, Purpose::AdapterInit, 0, 0);
+    let field = plan.hyperparameters.tuning.as_str();
+    Adapter::init(decoder, &options, seed)
+        .map_err(|error| permanent("invalid_hyperparameters", Some(field), error.to_string()))
+}
+
+fn lora_options(lora: &LoraConfig) -> LoraOptions {
+    LoraOptions {
+        rank: i64::from(lora.rank),
+        alpha: lora.alpha,
+        dropout: lora.dropout,
+        target_modules: lora.target_modules.clone(),
+        rslora: lora.rslora,
+        dora: lora.dora,
+        rank_pattern: Pattern::most_specific_first(lora.rank_pattern.clone()),
+        alpha_pattern: Pattern::most_specific_first(lora.alpha_pattern.clone()),
+    }
+}
