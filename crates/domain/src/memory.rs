@@ -7,7 +7,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::hyperparameters::GradientCheckpointing;
+use crate::hyperparameters::{GradientCheckpointing, Quantization};
+use crate::plan::ResolvedHyperparameters;
 
 /// What the process takes before it has a model: libtorch's code and tables, threads, buffers of its
 /// matrix products. Measured on the CPU.
@@ -118,6 +119,27 @@ pub struct Workload {
     pub gradient_checkpointing: GradientCheckpointing,
     /// Passes without gradients, of a validation file or of a reference, have buffers of their own.
     pub has_validation: bool,
+}
+
+impl Workload {
+    /// What the engine does in a run: no micro-batch is smaller than the `longest` row.
+    pub fn of(h: &ResolvedHyperparameters, longest: u64, has_validation: bool) -> Self {
+        let ranks = h.lora.rank_pattern.values().chain([&h.lora.rank]);
+        let rank = u64::from(*ranks.max().unwrap_or(&h.lora.rank));
+        let tokens = u64::from(h.micro_batch_tokens).max(longest);
+        let has_reference = h.preference.as_deref().is_some_and(|p| p.loss_type.has_reference());
+        Self {
+            trained: match h.quantization {
+                Quantization::None => Trained::Lora { rank },
+                Quantization::Nf4 => Trained::Qlora { rank },
+            },
+            precision: Precision::F32,
+            tokens,
+            target_tokens: tokens,
+            gradient_checkpointing: h.gradient_checkpointing,
+            has_validation: has_validation || has_reference,
+        }
+    }
 }
 
 /// Bytes by purpose.

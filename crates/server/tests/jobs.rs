@@ -441,3 +441,30 @@ async fn a_silent_worker_loses_its_run() {
     let (_, shown) = server.get(&format!("/v1/fine_tuning/jobs/{job}")).await;
     assert_eq!(shown["status"], "queued");
 }
+
+#[tokio::test]
+async fn memory_is_estimated_before_there_is_a_job() {
+    let server = TestServer::start().await.with_model().await;
+    let estimate = async |extra: Value| {
+        let mut body = json!({"model": MODEL});
+        for (key, value) in extra.as_object().unwrap() {
+            body[key] = value.clone();
+        }
+        server.post("/v1/fine_tuning/estimate", &body).await
+    };
+    let (status, plain) = estimate(json!({})).await;
+    assert_eq!((status, &plain["object"]), (StatusCode::OK, &json!("fine_tuning.estimate")));
+    // Embedding 300 × 64; two layers of q, k, v, o, the MLP and two norms; the final norm.
+    let layer = 64 * (64 + 32 + 32 + 64) + 3 * 64 * 128 + 2 * 64;
+    assert_eq!(plain["parameters"], 300 * 64 + 2 * layer + 64);
+    assert_eq!(plain["weights_bytes"], plain["parameters"].as_u64().unwrap() * 4);
+    let required = |body: &Value| body["required_bytes"].as_u64().unwrap();
+    let (_, high) = estimate(json!({"finetuned": {"lora": {"rank": 64}}})).await;
+    let (_, low) = estimate(json!({"finetuned": {"gradient_checkpointing": "full"}})).await;
+    assert!(required(&low) < required(&plain) && required(&plain) < required(&high));
+
+    let (status, error) = estimate(json!({"model": "gpt-9"})).await;
+    assert_eq!((status.as_u16(), error_of(&error).0), (400, json!("model_not_available")));
+    let (status, error) = estimate(json!({"finetuned": {"lora": {"rank": 0}}})).await;
+    assert_eq!((status.as_u16(), error_of(&error).1), (400, json!("finetuned.lora.rank")));
+}

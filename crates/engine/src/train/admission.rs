@@ -4,9 +4,8 @@
 //! again in the backward pass. The estimate is `domain::memory`'s.
 
 use dataset::Dataset;
-use domain::hyperparameters::{GradientCheckpointing, Quantization};
-use domain::memory::{self, ExtraNorms, ModelShape, Precision, Trained, Workload};
-use domain::plan::ResolvedHyperparameters;
+use domain::hyperparameters::GradientCheckpointing;
+use domain::memory::{self, ExtraNorms, ModelShape, Workload};
 use domain::report::RunFailure;
 use model::{Decoder, DecoderSpec};
 
@@ -26,7 +25,7 @@ pub fn admit(
     let data = [Some(&prepared.training), prepared.validation.as_ref()];
     let longest = data.into_iter().flatten().map(longest_row).max().unwrap_or(0);
     let h = &mut prepared.plan.hyperparameters;
-    let mut asked = workload(h, prepared.validation.is_some(), longest);
+    let mut asked = Workload::of(h, longest, prepared.validation.is_some());
     if prepared.validation.is_none() {
         // A step has no more than its batch to put into micro-batches.
         let rows = u64::from(h.batch_size).min(prepared.training.rows() as u64);
@@ -78,24 +77,6 @@ fn longest_row(data: &Dataset) -> u64 {
     let rows = 0..data.rows();
     let tokens = |row: usize| data.row(row).iter().map(|e| e.input_ids.len() as u64).sum();
     rows.map(tokens).max().unwrap_or(0)
-}
-
-fn workload(h: &ResolvedHyperparameters, has_validation: bool, longest: u64) -> Workload {
-    let ranks = h.lora.rank_pattern.values().chain([&h.lora.rank]);
-    let rank = u64::from(*ranks.max().unwrap_or(&h.lora.rank));
-    let tokens = u64::from(h.micro_batch_tokens).max(longest);
-    let has_reference = h.preference.as_deref().is_some_and(|p| p.loss_type.has_reference());
-    Workload {
-        trained: match h.quantization {
-            Quantization::None => Trained::Lora { rank },
-            Quantization::Nf4 => Trained::Qlora { rank },
-        },
-        precision: Precision::F32,
-        tokens,
-        target_tokens: tokens,
-        gradient_checkpointing: h.gradient_checkpointing,
-        has_validation: has_validation || has_reference,
-    }
 }
 
 fn shape(spec: &DecoderSpec) -> ModelShape {

@@ -3,7 +3,7 @@
 
 mod failure;
 mod housekeeping;
-mod models;
+pub(crate) mod models;
 mod validator;
 
 use tokio::task::JoinSet;

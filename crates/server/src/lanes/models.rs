@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use dataset::{ChatTokenizer, TokenizerParts};
+use domain::memory::ModelShape;
 use serde::Deserialize;
 use store::Store;
 use store::base_models::{self, BaseModelRow};
@@ -84,18 +85,27 @@ impl Models {
     }
 }
 
+/// What the server reads of a `config.json`.
 #[derive(Deserialize)]
-struct ModelConfig {
-    hidden_size: u64,
-    max_position_embeddings: Option<u32>,
+pub(crate) struct ModelConfig {
+    #[serde(flatten)]
+    pub shape: ModelShape,
+    pub max_position_embeddings: Option<u32>,
+}
+
+/// The configuration of a registered model.
+pub(crate) async fn config(store: &Store, row: &BaseModelRow) -> Result<ModelConfig, ModelError> {
+    let unusable = |problem: String| ModelError::Unusable { model: row.id.to_string(), problem };
+    let missing = || unusable("it has no config.json".to_owned());
+    let text = read(store, row, "config.json").await?.ok_or_else(missing)?;
+    serde_json::from_slice(&text)
+        .map_err(|error| unusable(format!("its config.json cannot be read: {error}")))
 }
 
 async fn load(store: &Store, row: &BaseModelRow) -> Result<Model, ModelError> {
     let unusable = |problem: String| ModelError::Unusable { model: row.id.to_string(), problem };
     let missing = |name: &str| unusable(format!("it has no {name}"));
-    let config = read(store, row, "config.json").await?.ok_or_else(|| missing("config.json"))?;
-    let config: ModelConfig = serde_json::from_slice(&config)
-        .map_err(|error| unusable(format!("its config.json cannot be read: {error}")))?;
+    let config = config(store, row).await?;
     let tokenizer =
         read(store, row, "tokenizer.json").await?.ok_or_else(|| missing("tokenizer.json"))?;
     let tokenizer_config = read(store, row, "tokenizer_config.json").await?;
@@ -118,7 +128,7 @@ async fn load(store: &Store, row: &BaseModelRow) -> Result<Model, ModelError> {
     };
     Ok(Model {
         tokenizer,
-        hidden_size: config.hidden_size,
+        hidden_size: config.shape.hidden_size,
         context_length: config.max_position_embeddings,
     })
 }

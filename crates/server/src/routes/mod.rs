@@ -1,6 +1,7 @@
 //! Handlers of the public API, one file per kind of object.
 
 pub(crate) mod completions;
+pub(crate) mod estimate;
 pub(crate) mod files;
 pub(crate) mod health;
 pub(crate) mod jobs;

@@ -65,8 +65,10 @@ impl TestServer {
         ] {
             std::fs::copy(format!("{golden}/{from}"), folder.path().join(to)).unwrap();
         }
-        let config = json!({"model_type": "llama", "hidden_size": 64,
-                            "max_position_embeddings": 512});
+        let config = json!({"model_type": "llama", "hidden_size": 64, "intermediate_size": 128,
+                            "num_hidden_layers": 2, "num_attention_heads": 4,
+                            "num_key_value_heads": 2, "vocab_size": 300,
+                            "tie_word_embeddings": true, "max_position_embeddings": 512});
         std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
         std::fs::write(folder.path().join("model.safetensors"), b"no weights").unwrap();
         let new =
