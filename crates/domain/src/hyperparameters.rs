@@ -90,6 +90,8 @@ pub struct TrainingOptions {
     pub warmup_ratio: Option<f64>,
     pub warmup_steps: Option<u64>,
     pub weight_decay: Option<f64>,
+    /// `adamw_8bit` keeps the optimizer's memory in a quarter of the room.
+    pub optimizer: Option<OptimizerKind>,
     /// Global gradient norm above which gradients are scaled down; 0 switches clipping off.
     pub max_grad_norm: Option<f64>,
     /// Tokens; longer examples are cut at the end, and reported by row.
@@ -208,6 +210,17 @@ impl Quantization {
             Self::Nf4 => "nf4",
         }
     }
+}
+
+/// Who updates the trained values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum OptimizerKind {
+    #[default]
+    #[serde(rename = "adamw")]
+    Adamw,
+    /// AdamW with its moments in 8 bits, blockwise, as in bitsandbytes.
+    #[serde(rename = "adamw_8bit")]
+    Adamw8bit,
 }
 
 /// How the learning rate moves after the warm-up.

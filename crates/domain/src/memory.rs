@@ -7,7 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::hyperparameters::{GradientCheckpointing, Quantization};
+use crate::hyperparameters::{GradientCheckpointing, OptimizerKind, Quantization};
 use crate::plan::ResolvedHyperparameters;
 
 /// What the process takes before it has a model: libtorch's code and tables, threads, buffers of its
@@ -111,6 +111,7 @@ pub enum Precision {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Workload {
     pub trained: Trained,
+    pub optimizer: OptimizerKind,
     pub precision: Precision,
     /// Tokens of the largest micro-batch: `micro_batch_tokens`, or the longest example if that is longer.
     pub tokens: u64,
@@ -133,6 +134,7 @@ impl Workload {
                 Quantization::None => Trained::Lora { rank },
                 Quantization::Nf4 => Trained::Qlora { rank },
             },
+            optimizer: h.optimizer,
             precision: Precision::F32,
             tokens,
             target_tokens: tokens,
@@ -334,18 +336,22 @@ fn weights(shape: &ModelShape, workload: &Workload) -> u64 {
     }
 }
 
-/// Values, gradients and two moments in f32, and the moments' and values' copies while a checkpoint is
-/// written.
+/// Values, gradients and two moments, and the adapter's copy while a checkpoint is written.
 fn trainable(shape: &ModelShape, workload: &Workload) -> u64 {
+    let moments = match workload.optimizer {
+        OptimizerKind::Adamw => 8,
+        // One byte each; their scales are a 64th of that.
+        OptimizerKind::Adamw8bit => 2,
+    };
     match workload.trained {
         Trained::Lora { rank } | Trained::Qlora { rank } => {
             let derived = shape.derived_parameters(rank) * workload.precision.bytes();
-            shape.adapter_parameters(rank) * (4 + 4 + 8 + 8) + derived
+            shape.adapter_parameters(rank) * (4 + 4 + moments + 4) + derived
         }
         Trained::Full => {
             // In bf16 the weights that are updated are kept in f32 beside those that compute.
             let masters = if workload.precision == Precision::Bf16 { 4 } else { 0 };
-            shape.parameters() * (masters + 4 + 8)
+            shape.parameters() * (masters + 4 + moments)
         }
     }
 }
@@ -420,6 +426,7 @@ mod tests {
     fn workload(trained: Trained) -> Workload {
         Workload {
             trained,
+            optimizer: OptimizerKind::Adamw,
             precision: Precision::Bf16,
             tokens: 2048,
             target_tokens: 2048,

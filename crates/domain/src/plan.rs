@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::hyperparameters::{
-    EarlyStopping, GradientCheckpointing, Quantization, Schedule, Tuning,
+    EarlyStopping, GradientCheckpointing, OptimizerKind, Quantization, Schedule, Tuning,
 };
 use crate::id::JobId;
 use crate::job::MethodType;
@@ -24,6 +24,8 @@ pub struct ResolvedHyperparameters {
     pub schedule: Schedule,
     pub warmup_steps: u64,
     pub weight_decay: f64,
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub optimizer: OptimizerKind,
     /// 0 means no clipping.
     pub max_grad_norm: f64,
     /// Tokens.

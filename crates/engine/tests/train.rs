@@ -5,7 +5,9 @@ mod common;
 use std::fs;
 
 use common::{Folder, Tiny, bytes, plan};
-use domain::hyperparameters::{EarlyStopping, GradientCheckpointing, Quantization, Schedule};
+use domain::hyperparameters::{
+    EarlyStopping, GradientCheckpointing, OptimizerKind, Quantization, Schedule,
+};
 use domain::report::{CheckpointKind, RunReport};
 use engine::train::{Happened, Prepared, Run, admit};
 
@@ -57,6 +59,31 @@ fn stop_and_resume_end_with_the_bytes_of_an_undisturbed_run() {
         let (a, b) = (bytes(&straight.last_dir(), name), bytes(&second.last_dir(), name));
         assert!(a == b, "{name} differs");
     }
+}
+
+#[test]
+fn moments_in_8_bits_learn_and_resume_with_the_same_bytes() {
+    let (tiny, output) = (Tiny::load(), Folder::new());
+    let plan_of = |name: &str| {
+        let mut plan = plan(&output, name);
+        plan.hyperparameters.optimizer = OptimizerKind::Adamw8bit;
+        // Matrices that are large enough for codes.
+        plan.hyperparameters.lora.rank = 64;
+        plan
+    };
+    let straight = tiny.finish(plan_of("straight"));
+    let losses = straight.losses();
+    assert!(losses[19] < losses[0] / 2.0, "{losses:?}");
+    let first = tiny.drive_and_stop_at(tiny.begin(plan_of("broken")).unwrap(), 9);
+    let mut rest = plan_of("broken");
+    rest.resume_from = Some(first.checkpoints.last().unwrap().dir.clone());
+    let second = tiny.finish(rest);
+    assert_eq!([first.losses(), second.losses()].concat(), losses);
+    for name in ["adapter_model.safetensors", "optimizer.safetensors"] {
+        assert!(bytes(&straight.last_dir(), name) == bytes(&second.last_dir(), name), "{name}");
+    }
+    let codes = weights::TensorFile::open(&second.last_dir().join("optimizer.safetensors"));
+    assert!(codes.unwrap().get("v.codes").unwrap().data.len() > 100_000);
 }
 
 #[test]

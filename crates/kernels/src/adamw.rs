@@ -59,7 +59,7 @@ pub(crate) struct Factors {
 }
 
 impl Factors {
-    fn new(s: AdamW) -> Self {
+    pub(crate) fn new(s: AdamW) -> Self {
         let step = s.step as i32;
         Self {
             grad_scale: s.grad_scale as f32,
@@ -73,16 +73,21 @@ impl Factors {
             eps: s.eps as f32,
         }
     }
+
+    #[inline(always)]
+    pub(crate) fn update(self, values: &mut [f32], grads: &[f32], m: &mut [f32], v: &mut [f32]) {
+        for (((value, grad), m), v) in values.iter_mut().zip(grads).zip(m).zip(v) {
+            let grad = grad * self.grad_scale;
+            *m = self.beta1 * *m + self.rest1 * grad;
+            *v = self.beta2 * *v + self.rest2 * grad * grad;
+            *value = *value * self.shrink - self.rate * *m / (v.sqrt() * self.root + self.eps);
+        }
+    }
 }
 
 multiversion! {
     fn update(values: &mut [f32], grads: &[f32], m: &mut [f32], v: &mut [f32], f: Factors) {
-        for (((value, grad), m), v) in values.iter_mut().zip(grads).zip(m).zip(v) {
-            let grad = grad * f.grad_scale;
-            *m = f.beta1 * *m + f.rest1 * grad;
-            *v = f.beta2 * *v + f.rest2 * grad * grad;
-            *value = *value * f.shrink - f.rate * *m / (v.sqrt() * f.root + f.eps);
-        }
+        f.update(values, grads, m, v);
     }
 }
 

@@ -9,6 +9,7 @@
 //! slices, and calls of functions compiled for AVX2 after the processor was asked.
 
 mod adamw;
+mod adamw_8bit;
 mod attention;
 mod cross_entropy;
 mod cuda;
@@ -23,6 +24,7 @@ mod simd;
 mod softcap;
 
 pub use adamw::{AdamW, adamw, sum_of_squares};
+pub use adamw_8bit::{Code, MOMENT_BLOCK, Moments, adamw_8bit};
 pub use attention::{AttentionShape, attention, attention_backward, cached_attention};
 pub use cross_entropy::{
     Factors, TargetLog, TokenLoss, cross_entropy_, cross_entropy_loss, target_logs,
@@ -33,6 +35,7 @@ pub use gated::{Activation, gated, gated_backward_};
 pub use nf4::{Nf4, nf4_dequantise};
 pub use norm::{rms_norm, rms_norm_backward};
 pub use rope::{Rotary, rotate_};
+pub use rows::read_values;
 pub use softcap::{softcap_, softcap_backward_};
 
 use tch::{Device, Kind, Tensor};

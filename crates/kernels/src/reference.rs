@@ -4,8 +4,12 @@
 
 use tch::{IndexOp, Kind, Tensor};
 
+use crate::adamw_8bit::STEPS;
 use crate::nf4::{BLOCK, NESTED_BLOCK};
-use crate::{Activation, AdamW, AttentionShape, Factors, Nf4, Rotary, TargetLog, TokenLoss};
+use crate::{
+    Activation, AdamW, AttentionShape, Code, Factors, MOMENT_BLOCK, Moments, Nf4, Rotary,
+    TargetLog, TokenLoss,
+};
 
 fn write(target: &Tensor, value: &Tensor) {
     // tch wants a mutable handle for what is one shared tensor.
@@ -130,6 +134,38 @@ pub fn adamw(values: &Tensor, grads: &Tensor, m: &Tensor, v: &Tensor, s: AdamW) 
     let root = 1.0 / (1.0 - s.beta2.powi(s.step as i32)).sqrt();
     let shrunk = values * (1.0 - s.learning_rate * s.weight_decay);
     write(values, &(shrunk - m * rate / (v.sqrt() * root + s.eps)));
+}
+
+pub fn adamw_8bit(
+    values: &Tensor,
+    grads: &Tensor,
+    moments: &Moments,
+    [first, second]: [&Code; 2],
+    settings: AdamW,
+) {
+    let len = values.size()[0];
+    let spread = |absmax: &Tensor| {
+        absmax.repeat_interleave_self_int(MOMENT_BLOCK as i64, 0, None::<i64>).narrow(0, 0, len)
+    };
+    let read = |codes: &Tensor, code: &Code, absmax: &Tensor| {
+        code.levels.index_select(0, &codes.to_kind(Kind::Int64)) * spread(absmax)
+    };
+    let m = read(&moments.m, first, &moments.m_absmax);
+    let v = read(&moments.v, second, &moments.v_absmax);
+    adamw(values, grads, &m, &v, settings);
+    let blocks = moments.m_absmax.size()[0];
+    let keep = |moment: &Tensor, codes: &Tensor, code: &Code, absmax: &Tensor| {
+        let rest = blocks * MOMENT_BLOCK as i64 - len;
+        let padded = moment.abs().constant_pad_nd([0, rest]).view([blocks, -1]);
+        write(absmax, &padded.amax([1], false));
+        let scale = spread(absmax);
+        let step = (moment * scale.reciprocal() + 1.0) / 2.0 * (STEPS - 1) as f64 + 0.5;
+        // Where a whole block is zero there is no step.
+        let step = step.nan_to_num(0.0, None, None).clamp(0.0, (STEPS - 1) as f64);
+        write(codes, &code.nearest.index_select(0, &step.to_kind(Kind::Int64)));
+    };
+    keep(&m, &moments.m, first, &moments.m_absmax);
+    keep(&v, &moments.v, second, &moments.v_absmax);
 }
 
 /// Queries, keys and values of one document as `[heads, S, head_dim]`, keys and values repeated per group.

@@ -73,8 +73,34 @@ impl Rows {
 pub(crate) fn bytes(tensor: &Tensor) -> &[u8] {
     assert_eq!((tensor.kind(), tensor.device()), (Kind::Uint8, Device::Cpu), "CPU bytes only");
     assert!(tensor.is_contiguous());
-    // SAFETY: memory of a live tensor, as long as it has elements, which nobody writes: codes are constant.
+    // SAFETY: memory of a live tensor, as long as it has elements; nobody writes it meanwhile.
     unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), tensor.numel()) }
+}
+
+/// The same for writing.
+///
+/// # Safety
+/// No other reference to these bytes may be alive.
+#[expect(clippy::mut_from_ref, reason = "a tensor is a handle; its memory is shared anyway")]
+pub(crate) unsafe fn bytes_mut(tensor: &Tensor) -> &mut [u8] {
+    assert_eq!((tensor.kind(), tensor.device()), (Kind::Uint8, Device::Cpu), "CPU bytes only");
+    assert!(tensor.is_contiguous());
+    // SAFETY: memory of a live tensor, as long as it has elements; the caller vouches for exclusiveness.
+    unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast(), tensor.numel()) }
+}
+
+/// The numbers of a contiguous `f32` tensor on the CPU.
+pub(crate) fn floats(tensor: &Tensor) -> &[f32] {
+    assert_eq!((tensor.kind(), tensor.device()), (Kind::Float, Device::Cpu), "CPU f32 only");
+    assert!(tensor.is_contiguous());
+    // SAFETY: memory of a live tensor, as long as it has elements; nobody writes it meanwhile.
+    unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), tensor.numel()) }
+}
+
+/// Lends the numbers of an `f32` tensor, without a copy where they are contiguous on the CPU. `work` must
+/// not write to the tensor.
+pub fn read_values<R>(tensor: &Tensor, work: impl FnOnce(&[f32]) -> R) -> R {
+    work(floats(&tensor.to_device(Device::Cpu).contiguous()))
 }
 
 /// Runs `work` for every row index, in contiguous runs of rows, one run per thread. Rows below

@@ -341,6 +341,50 @@ fn adamw_equals_the_reference_over_many_steps() {
 }
 
 #[test]
+fn adamw_in_8_bits_equals_the_reference() {
+    let n = 256 * 70 + 9;
+    let levels = Tensor::from_slice(&std::array::from_fn::<f32, 256, _>(|i| {
+        (i as f32 / 127.5 - 1.0).powi(3)
+    }));
+    let nearest: Vec<u8> = (0..1 << 16)
+        .map(|step| (((step as f64 / 32767.5 - 1.0).cbrt() + 1.0) * 127.5).round() as u8)
+        .collect();
+    let code = kernels::Code { levels, nearest: Tensor::from_slice(&nearest) };
+    let zeros = |len: i64, kind| Tensor::zeros([len], (kind, Device::Cpu));
+    let moments = || kernels::Moments {
+        m: zeros(n, Kind::Uint8),
+        v: zeros(n, Kind::Uint8),
+        m_absmax: zeros(71, Kind::Float),
+        v_absmax: zeros(71, Kind::Float),
+    };
+    let (a, fast, slow) = (random(&[n]), moments(), moments());
+    let b = a.copy();
+    for step in 1..=3 {
+        let grad = random(&[n]);
+        if step == 1 {
+            let _ = grad.i(512..768).zero_();
+        }
+        let settings = AdamW {
+            learning_rate: 1e-2,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.1,
+            step,
+            grad_scale: 0.5,
+        };
+        kernels::adamw_8bit(&a, &grad, &fast, [&code, &code], settings);
+        reference::adamw_8bit(&b, &grad, &slow, [&code, &code], settings);
+    }
+    assert_close("values", &a, &b, 1e-5);
+    assert_close("absmax", &fast.v_absmax, &slow.v_absmax, 1e-6);
+    for (fast, slow) in [(&fast.m, &slow.m), (&fast.v, &slow.v)] {
+        let others = fast.ne_tensor(slow).sum(Kind::Int64).int64_value(&[]);
+        assert!(others * 1000 < n, "{others} codes differ");
+    }
+}
+
+#[test]
 fn a_single_bad_number_shows_in_the_norm() {
     for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
         let x = random(&[100_000]);

@@ -22,7 +22,7 @@ mod sampler;
 mod weight;
 
 pub use activations::Recompute;
-pub use adapter::{Adapter, AdapterError, AdapterOptions, Gradients, LoraOptions};
+pub use adapter::{Adapter, AdapterError, AdapterOptions, Extent, Gradients, LoraOptions};
 pub use batch::{Batch, BatchError, LossSum};
 pub use decoder::{Decoder, PassOptions};
 pub use generate::KvCache;

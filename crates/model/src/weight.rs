@@ -115,7 +115,7 @@ fn quantise(values: &[f32], device: Device) -> Nf4 {
         nested_absmax: Tensor::from_slice(&quantised.nested_absmax).to_device(device),
         offset: quantised.offset,
         levels: Tensor::from_slice(&nf4::LEVELS).to_device(device),
-        absmax_levels: Tensor::from_slice(&nf4::ABSMAX_LEVELS[..]).to_device(device),
+        absmax_levels: Tensor::from_slice(&nf4::absmax_levels()[..]).to_device(device),
     }
 }
 

@@ -147,6 +147,7 @@ pub(crate) fn job(row: JobRow, now: OffsetDateTime) -> Job {
             schedule: resolved.schedule,
             warmup_steps: resolved.warmup_steps,
             weight_decay: resolved.weight_decay,
+            optimizer: resolved.optimizer,
             max_grad_norm: resolved.max_grad_norm,
             max_seq_len: resolved.max_seq_len,
             micro_batch_tokens: resolved.micro_batch_tokens,

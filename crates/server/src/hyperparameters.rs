@@ -265,6 +265,7 @@ pub(crate) fn resolve(
         schedule: job.schedule.or(operator.schedule).unwrap_or(Schedule::Linear),
         warmup_steps,
         weight_decay: job.weight_decay.or(operator.weight_decay).unwrap_or(0.0),
+        optimizer: job.optimizer.or(operator.optimizer).unwrap_or_default(),
         max_grad_norm: job
             .max_grad_norm
             .or(operator.max_grad_norm)

@@ -11,6 +11,7 @@
 //! What it deliberately does not do: it does not run a model, does not tokenise, and does not
 //! write GGUF.
 
+mod byte_code;
 mod durable;
 mod families;
 mod files;
@@ -23,6 +24,7 @@ pub mod spec;
 mod tensor_file;
 mod writer;
 
+pub use byte_code::ByteCode;
 pub use families::{FAMILIES, Family, SpecError, read_spec};
 pub use import::{ImportError, Imported, ImportedFile, default_name, import};
 pub use safetensors::Dtype;

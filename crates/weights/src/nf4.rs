@@ -9,6 +9,8 @@
 
 use std::sync::LazyLock;
 
+use crate::byte_code::ByteCode;
+
 /// Weights under one absmax.
 pub const BLOCK: usize = 64;
 /// Absmax values under one absmax of their own.
@@ -34,11 +36,13 @@ pub const LEVELS: [f32; 16] = [
     1.0,
 ];
 
-/// The 256 values of the absmax codes, ascending.
-pub static ABSMAX_LEVELS: LazyLock<[f32; 256]> = LazyLock::new(dynamic_map);
+/// The code of the absmax values.
+static ABSMAX: LazyLock<ByteCode> = LazyLock::new(|| ByteCode::dynamic(true));
 
-/// The code nearest to each of 65,536 steps from −1 to 1: how bitsandbytes looks codes up.
-static NEAREST: LazyLock<Vec<u8>> = LazyLock::new(nearest_codes);
+/// The 256 values of the absmax codes, ascending.
+pub fn absmax_levels() -> &'static [f32; 256] {
+    &ABSMAX.levels
+}
 
 /// A quantised weight.
 #[derive(Debug, Clone, PartialEq)]
@@ -98,7 +102,7 @@ fn quantise_absmax(values: &[f32]) -> (Vec<u8>, Vec<f32>) {
         let inverse = if largest == 0.0 { 0.0 } else { 1.0 / largest };
         codes.extend(block.iter().map(|x| {
             let step = ((x * inverse + 1.0) / 2.0 * 65535.0 + 0.5).clamp(0.0, 65535.0);
-            NEAREST[step as usize]
+            ABSMAX.nearest[step as usize]
         }));
         nested.push(largest);
     }
@@ -109,7 +113,7 @@ impl Nf4 {
     /// The absmax of every block of weights.
     pub fn block_absmax(&self) -> Vec<f32> {
         let decoded = self.absmax.iter().enumerate().map(|(block, &code)| {
-            ABSMAX_LEVELS[code as usize] * self.nested_absmax[block / NESTED_BLOCK] + self.offset
+            ABSMAX.levels[code as usize] * self.nested_absmax[block / NESTED_BLOCK] + self.offset
         });
         decoded.collect()
     }
@@ -124,46 +128,4 @@ impl Nf4 {
         };
         (0..self.len).map(value).collect()
     }
-}
-
-/// Seven decades of values, each with twice as many as the one below it, both signs, 0 and 1.
-fn dynamic_map() -> [f32; 256] {
-    let mut values = vec![0.0f32, 1.0];
-    for decade in 0..7 {
-        let count = (1usize << decade) + 1;
-        let size = 10f64.powi(decade - 6) as f32;
-        let bounds = linspace(0.1, 1.0, count);
-        for pair in bounds.windows(2) {
-            let value = size * ((pair[0] + pair[1]) / 2.0);
-            values.extend([value, -value]);
-        }
-    }
-    values.sort_by(f32::total_cmp);
-    values.try_into().expect("2 · (2^7 − 1) values, 0 and 1 are 256")
-}
-
-/// From both ends to the middle with one rounding per value, as torch computes it.
-fn linspace(start: f32, end: f32, count: usize) -> Vec<f32> {
-    let step = (end - start) / (count - 1) as f32;
-    let value = |i: usize| {
-        if i < count / 2 {
-            step.mul_add(i as f32, start)
-        } else {
-            (-step).mul_add((count - 1 - i) as f32, end)
-        }
-    };
-    (0..count).map(value).collect()
-}
-
-fn nearest_codes() -> Vec<u8> {
-    let levels = &*ABSMAX_LEVELS;
-    let mut code = 0;
-    let nearest = (0..65536).map(|step| {
-        let value = f64::from(step) * 2.0 / 65535.0 - 1.0;
-        while code < 255 && value > (f64::from(levels[code]) + f64::from(levels[code + 1])) / 2.0 {
-            code += 1;
-        }
-        code as u8
-    });
-    nearest.collect()
 }

@@ -111,6 +111,7 @@ fn workload(asked: &arguments::Estimate, method: TrainedKind) -> Workload {
             TrainedKind::Qlora => Trained::Qlora { rank },
             TrainedKind::Full => Trained::Full,
         },
+        optimizer: Default::default(),
         precision: match asked.precision {
             EstimatePrecision::F32 => Precision::F32,
             EstimatePrecision::Bf16 => Precision::Bf16,

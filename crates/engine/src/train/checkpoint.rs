@@ -3,7 +3,7 @@
 //! | file | content |
 //! |---|---|
 //! | `adapter_model.safetensors`, `adapter_config.json` | the adapter, in PEFT's format |
-//! | `optimizer.safetensors` | both moments, in the adapter's flat order |
+//! | `optimizer.safetensors` | both moments, in the order of the adapter's flat values |
 //! | `best_adapter.safetensors` | with early stopping: the values of the best evaluation so far |
 //! | `state.json` | [`State`] |
 //!
@@ -17,6 +17,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use dataset::Cursor;
+use domain::hyperparameters::OptimizerKind;
 use domain::plan::TrainingPlan;
 use domain::report::{CheckpointKind, RunFailure, StepMetrics};
 use model::{Adapter, Decoder};
@@ -255,6 +256,7 @@ pub fn read(
     folder: &Path,
     planned: &Fingerprint,
     decoder: &Decoder,
+    kind: OptimizerKind,
 ) -> Result<Restored, CheckpointError> {
     let path = folder.join(STATE_FILE);
     let text = fs::read(&path).map_err(CheckpointError::io(&path))?;
@@ -267,7 +269,8 @@ pub fn read(
     state.fingerprint.check(planned)?;
     let adapter =
         Adapter::load(decoder, folder).map_err(|error| CheckpointError::invalid(folder, error))?;
-    let optimizer = Optimizer::load(folder, adapter.len(), state.updates, decoder.device())
+    let optimizer = Optimizer::new(kind, &adapter, decoder.device())
+        .load(folder, state.updates)
         .map_err(|error: OptimizerError| CheckpointError::invalid(folder, error))?;
     let best_values = best::load(folder, adapter.len(), decoder.device())
         .map_err(|reason| CheckpointError::invalid(folder, reason))?;

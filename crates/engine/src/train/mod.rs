@@ -11,6 +11,7 @@ mod best;
 pub mod checkpoint;
 mod evaluate;
 mod metrics;
+mod moments;
 pub mod objective;
 mod optimizer;
 pub mod preference;
@@ -122,10 +123,10 @@ impl Run {
         check_base(&plan, decoder)?;
         let h = plan.hyperparameters.clone();
         let Restored { mut state, adapter, optimizer, best_values } = match &plan.resume_from {
-            Some(folder) => checkpoint::read(folder, &fingerprint, decoder)?,
+            Some(folder) => checkpoint::read(folder, &fingerprint, decoder, h.optimizer)?,
             None => {
                 let adapter = adapter::fresh(&plan, decoder)?;
-                let optimizer = Optimizer::new(adapter.len(), decoder.device());
+                let optimizer = Optimizer::new(h.optimizer, &adapter, decoder.device());
                 let state = State::new(&plan, fingerprint);
                 Restored { state, adapter, optimizer, best_values: None }
             }

@@ -282,6 +282,7 @@ pub fn plan(output: &Folder, name: &str) -> TrainingPlan {
             micro_batch_tokens: 64,
             checkpoint_steps: 0,
             gradient_checkpointing: Default::default(),
+            optimizer: Default::default(),
             early_stopping: None,
             quantization: Default::default(),
             tuning: Default::default(),

@@ -118,6 +118,20 @@ impl Adapter {
         self.values.numel()
     }
 
+    /// The tensors of the flat buffer, in their order.
+    pub fn extents(&self) -> Vec<Extent> {
+        let tensors = match &self.kind {
+            Kind::Lora(lora) => lora.layout.tensors(),
+        };
+        let extent = |tensor: StoredTensor| {
+            let range = tensor.range();
+            Extent { offset: range.start, len: range.len(), decays: true }
+        };
+        let mut extents: Vec<_> = tensors.into_iter().map(extent).collect();
+        extents.sort_by_key(|extent| extent.offset);
+        extents
+    }
+
     /// The flat buffer `[len]`, f32. After writing to it, call [`Adapter::refresh`].
     pub fn values(&self) -> &Tensor {
         &self.values
@@ -188,6 +202,15 @@ fn read_values(
         return Err(AdapterError::Mismatch(message));
     }
     Ok(values)
+}
+
+/// A stretch of the flat buffer that is one tensor of the result. Extents follow each other without gaps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    pub offset: usize,
+    pub len: usize,
+    /// Whether weight decay applies.
+    pub decays: bool,
 }
 
 /// Gradients of an adapter's values, laid out alike.

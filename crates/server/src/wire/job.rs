@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use domain::hyperparameters::{
-    EarlyStopping, GradientCheckpointing, Quantization, Schedule, Tuning,
+    EarlyStopping, GradientCheckpointing, OptimizerKind, Quantization, Schedule, Tuning,
 };
 use domain::plan::LoraConfig;
 use domain::{Hyperparameters, TrainingOptions};
@@ -180,6 +180,7 @@ pub(crate) struct Resolved {
     pub schedule: Schedule,
     pub warmup_steps: u64,
     pub weight_decay: f64,
+    pub optimizer: OptimizerKind,
     pub max_grad_norm: f64,
     pub max_seq_len: u32,
     pub micro_batch_tokens: u32,

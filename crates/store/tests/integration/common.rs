@@ -87,6 +87,7 @@ pub fn resolved() -> ResolvedHyperparameters {
         micro_batch_tokens: 2048,
         checkpoint_steps: 0,
         gradient_checkpointing: Default::default(),
+        optimizer: Default::default(),
         early_stopping: None,
         quantization: Default::default(),
         tuning: Default::default(),

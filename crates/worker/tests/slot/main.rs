@@ -151,6 +151,7 @@ fn hyperparameters() -> ResolvedHyperparameters {
         micro_batch_tokens: 64,
         checkpoint_steps: 2,
         gradient_checkpointing: Default::default(),
+        optimizer: Default::default(),
         early_stopping: None,
         quantization: Default::default(),
         tuning: Default::default(),
