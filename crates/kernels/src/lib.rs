@@ -3,7 +3,11 @@
 //!
 //! Every operation exists twice. [`reference`] holds it in plain tch operations: readable, right on any
 //! device, the oracle of the tests. The modules hold it for `f32` tensors on the CPU, in loops that the
-//! compiler turns into AVX2 and that run on all cores. Each public function picks by device.
+//! compiler turns into AVX2 and that run on all cores. Each public function picks by device and type.
+//!
+//! Tensors are f32 or bf16, in one call all of one type. Statistics (1/rms, log-sums), norms' weights, rotary
+//! tables, losses and the optimizer's buffers are always f32. Of bf16 tensors every operation computes in f32
+//! and rounds once, where it writes.
 //!
 //! Matrix products stay with libtorch. The only `unsafe` of the project is here: views of tensor memory as
 //! slices, and calls of functions compiled for AVX2 after the processor was asked.
@@ -42,8 +46,9 @@ use tch::{Device, Kind, Tensor};
 
 /// True when the fast CPU form of an operation may look at this tensor's memory.
 fn on_cpu(tensor: &Tensor) -> bool {
-    assert_eq!(tensor.kind(), Kind::Float, "kernels work on f32 tensors");
-    tensor.device() == Device::Cpu
+    let kind = tensor.kind();
+    assert!(matches!(kind, Kind::Float | Kind::BFloat16), "kernels work on f32 and bf16 tensors");
+    tensor.device() == Device::Cpu && kind == Kind::Float
 }
 
 /// Threads for Rust's own loops; libtorch's are set apart. Call once, at the start of the process.

@@ -2,7 +2,7 @@
 //! itself an 8-bit code. How weights become codes is not known here.
 
 use rayon::prelude::*;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::rows::{Rows, bytes};
 use crate::{on_cpu, reference};
@@ -27,8 +27,13 @@ pub struct Nf4 {
     pub absmax_levels: Tensor,
 }
 
-/// Writes the weights to `out`, f32, contiguous, of as many elements as there are weights.
+/// Writes the weights to `out`, contiguous, of as many elements as there are weights.
 pub fn nf4_dequantise(weight: &Nf4, out: &Tensor) {
+    if out.device() == Device::Cpu && out.kind() == Kind::BFloat16 {
+        let dense = Tensor::empty(out.size(), (Kind::Float, Device::Cpu));
+        nf4_dequantise(weight, &dense);
+        return out.shallow_clone().copy_(&dense);
+    }
     if !on_cpu(out) {
         return reference::nf4_dequantise(weight, out);
     }

@@ -1,6 +1,8 @@
-//! Every operation in plain tch, for any device: the road on CUDA, and the oracle of the CPU forms.
+//! Every operation in plain tch, for any device: the road on CUDA and of bf16 tensors, and the oracle of the CPU
+//! forms.
 //!
-//! Same contracts as the functions of the same names at the crate's root.
+//! Same contracts as the functions of the same names at the crate's root. All arithmetic is f32: bf16 is widened
+//! where it is read, and rounded where it is written.
 
 use tch::{IndexOp, Kind, Tensor};
 
@@ -16,8 +18,13 @@ fn write(target: &Tensor, value: &Tensor) {
     target.shallow_clone().copy_(value);
 }
 
+/// The values as f32; the tensor itself when it is.
+fn wide(tensor: &Tensor) -> Tensor {
+    tensor.to_kind(Kind::Float)
+}
+
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64, out: &Tensor, rstd: &Tensor) {
-    let x = segments(x, weight);
+    let x = wide(&segments(x, weight));
     let r = (x.square().mean_dim(-1, true, Kind::Float) + eps).rsqrt();
     write(&segments(out, weight), &(x * &r * weight));
     write(&rstd.view([r.size()[0], r.size()[1]]), &r.squeeze_dim(-1));
@@ -25,14 +32,17 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64, out: &Tensor, rstd: &Tens
 
 /// Rows `[T, n·D]` as `[T, n, D]`, D the weight's width.
 fn segments(x: &Tensor, weight: &Tensor) -> Tensor {
-    x.view([x.size()[0], -1, weight.size()[0]])
+    // Spelt out, because without rows (a document without targets) nothing could be inferred.
+    let (size, width) = (x.size(), weight.size()[0]);
+    x.view([size[0], size[1] / width, width])
 }
 
 pub fn rms_norm_backward(dy: &Tensor, x: &Tensor, weight: &Tensor, rstd: &Tensor, dx: &Tensor) {
-    let (dy, x, dx) = (segments(dy, weight), segments(x, weight), segments(dx, weight));
-    let (g, r) = (dy * weight, rstd.view([x.size()[0], -1, 1]));
+    let (dy, x) = (wide(&segments(dy, weight)), wide(&segments(x, weight)));
+    let dx = segments(dx, weight);
+    let (g, r) = (dy * weight, rstd.view([x.size()[0], x.size()[1], 1]));
     let along = (&g * &x).mean_dim(-1, true, Kind::Float) * r.pow_tensor_scalar(3);
-    write(&dx, &(&dx + &g * &r - x * along));
+    write(&dx, &(wide(&dx) + &g * &r - x * along));
 }
 
 pub fn rotate_(x: &Tensor, positions: &[i64], rotary: &Rotary, heads: usize, inverse: bool) {
@@ -46,13 +56,13 @@ pub fn rotate_(x: &Tensor, positions: &[i64], rotary: &Rotary, heads: usize, inv
     let (heads, head_dim) = (heads as i64, rotary.head_dim as i64);
     let view = x.narrow(1, 0, heads * head_dim).view([-1, heads, head_dim]);
     let view = view.narrow(2, 0, half * 2);
-    let (a, b) = (view.narrow(2, 0, half), view.narrow(2, half, half));
+    let (a, b) = (wide(&view.narrow(2, 0, half)), wide(&view.narrow(2, half, half)));
     let rotated = Tensor::cat(&[&a * &cos - &b * &sin, &b * &cos + &a * &sin], 2);
     write(&view, &rotated);
 }
 
 pub fn gated(activation: Activation, gate_up: &Tensor, out: &Tensor) {
-    let parts = gate_up.chunk(2, 1);
+    let parts = wide(gate_up).chunk(2, 1);
     let active = match activation {
         Activation::Silu => parts[0].silu(),
         Activation::GeluTanh => parts[0].gelu("tanh"),
@@ -62,7 +72,7 @@ pub fn gated(activation: Activation, gate_up: &Tensor, out: &Tensor) {
 
 pub fn gated_backward_(activation: Activation, gate_up: &Tensor, d_out: &Tensor) {
     let parts = gate_up.chunk(2, 1);
-    let (gate, up) = (&parts[0], &parts[1]);
+    let (gate, up, d) = (&wide(&parts[0]), &wide(&parts[1]), wide(d_out));
     let (active, slope) = match activation {
         Activation::Silu => {
             let s = gate.sigmoid();
@@ -76,18 +86,18 @@ pub fn gated_backward_(activation: Activation, gate_up: &Tensor, d_out: &Tensor)
             (gate * (t + 1.0) * 0.5, slope)
         }
     };
-    let (d_gate, d_up) = (d_out * up * slope, d_out * &active);
+    let (d_gate, d_up) = (&d * up * slope, d * &active);
     write(d_out, &(active * up));
-    write(gate, &d_gate);
-    write(up, &d_up);
+    write(&parts[0], &d_gate);
+    write(&parts[1], &d_up);
 }
 
 pub fn softcap_(x: &Tensor, cap: f64) {
-    write(x, &((x / cap).tanh() * cap));
+    write(x, &((wide(x) / cap).tanh() * cap));
 }
 
 pub fn softcap_backward_(dy: &Tensor, y: &Tensor, cap: f64) {
-    write(dy, &(dy * (1.0 - (y / cap).square())));
+    write(dy, &(wide(dy) * (1.0 - (wide(y) / cap).square())));
 }
 
 pub fn cross_entropy_(logits: &Tensor, targets: &[i64], factors: Factors<'_>) -> TokenLoss {
@@ -175,7 +185,7 @@ fn split_heads(qkv: &Tensor, shape: AttentionShape) -> [Tensor; 3] {
         qkv.narrow(1, start * d, count * d).view([-1, count, d]).transpose(0, 1)
     };
     let repeat = |t: Tensor| t.repeat_interleave_self_int(h / k, 0, None::<i64>);
-    [heads(0, h), repeat(heads(h, k)), repeat(heads(h + k, k))]
+    [heads(0, h), repeat(heads(h, k)), repeat(heads(h + k, k))].map(|t| wide(&t))
 }
 
 /// Scaled and capped scores of the last queries against all keys, minus infinity where a key is hidden.
@@ -226,7 +236,7 @@ pub fn attention_backward(
         let [query, key, value] = split_heads(&qkv.i(start..end), shape);
         let scores = scores(&query, &key, shape);
         let p = scores.softmax(-1, Kind::Float);
-        let d_o = d_out.i(start..end).view([len, h, d]).transpose(0, 1);
+        let d_o = wide(&d_out.i(start..end)).view([len, h, d]).transpose(0, 1);
         let dp = d_o.matmul(&value.mt());
         let delta = (&dp * &p).sum_dim_intlist([-1i64].as_slice(), true, Kind::Float);
         let ds = &p * (dp - delta) * shape.scale;
@@ -257,7 +267,7 @@ pub fn cached_attention(
     let new = q.size()[0];
     let total = cached as i64 + new;
     let packed = |t: &Tensor, heads: usize| {
-        let rows = t.i(..total).view([total, heads as i64, shape.head_dim as i64]);
+        let rows = wide(&t.i(..total)).view([total, heads as i64, shape.head_dim as i64]);
         rows.transpose(0, 1).repeat_interleave_self_int(
             (shape.heads / heads) as i64,
             0,
@@ -265,7 +275,7 @@ pub fn cached_attention(
         )
     };
     let (k, v) = (packed(keys, shape.kv_heads), packed(values, shape.kv_heads));
-    let q = q.view([new, shape.heads as i64, shape.head_dim as i64]).transpose(0, 1);
+    let q = wide(q).view([new, shape.heads as i64, shape.head_dim as i64]).transpose(0, 1);
     let o = scores(&q, &k, shape).softmax(-1, Kind::Float).matmul(&v).transpose(0, 1);
     write(out, &o.reshape([new, -1]));
 }

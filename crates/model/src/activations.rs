@@ -1,10 +1,11 @@
 //! Buffers of a training pass, allocated once and cut to the batch at hand.
 
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use crate::adapter::Adapter;
+use crate::decoder::Decoder;
 use crate::layout::GROUPS;
-use crate::spec::{DecoderSpec, NormPlacement};
+use crate::spec::NormPlacement;
 
 /// What the backward pass computes again instead of having kept it: less memory for more time. The
 /// numbers are the same to the last bit.
@@ -30,14 +31,14 @@ pub(crate) enum Keep {
 /// all layers.
 #[derive(Debug)]
 pub(crate) struct LayerActivations {
-    /// `[T]` each: 1/rms of the two norms' inputs.
+    /// `[T]` each, f32: 1/rms of the two norms' inputs.
     pub rstd_attention: Tensor,
     pub rstd_mlp: Tensor,
     /// After rotation, `[T, Q + 2·KV]`.
     pub qkv: Tensor,
     /// `[T, Q]`
     pub attention: Tensor,
-    /// `[T, heads]`
+    /// `[T, heads]`, f32.
     pub log_sums: Tensor,
     /// The residual stream after attention, `[T, D]`.
     pub middle: Tensor,
@@ -45,17 +46,17 @@ pub(crate) struct LayerActivations {
     pub gate_up: Tensor,
     /// X·Aᵀ of each product, `[T, R]`.
     pub s: [Tensor; GROUPS],
-    /// Where branches' outputs have norms: the outputs before them `[T, D]`, and 1/rms `[T]`.
+    /// Where branches' outputs have norms: the outputs before them `[T, D]`, and 1/rms `[T]`, f32.
     pub attention_branch: Tensor,
     pub mlp_branch: Tensor,
     pub rstd_attention_out: Tensor,
     pub rstd_mlp_out: Tensor,
-    /// Where queries and keys have norms: both before them `[T, Q + KV]`, and 1/rms of each norm `[T, norms]`.
+    /// Where queries and keys have norms: both before them `[T, Q + KV]`, and 1/rms of each norm `[T, norms]`, f32.
     pub qk: Tensor,
     pub rstd_qk: [Tensor; 2],
 }
 
-/// All buffers of a pass over at most `capacity` tokens.
+/// All buffers of a pass over at most `capacity` tokens, in the decoder's numbers unless told otherwise.
 #[derive(Debug)]
 pub(crate) struct Activations {
     capacity: i64,
@@ -101,20 +102,17 @@ impl Activations {
         self.capacity >= tokens as i64 && wide_enough && self.keep == keep
     }
 
-    pub fn new(
-        spec: &DecoderSpec,
-        tokens: usize,
-        adapter: Option<&Adapter>,
-        keep: Keep,
-        device: Device,
-    ) -> Self {
+    pub fn new(decoder: &Decoder, tokens: usize, adapter: Option<&Adapter>, keep: Keep) -> Self {
+        let (spec, device) = (&decoder.spec, decoder.device);
         let capacity = (tokens as i64 + GRAIN - 1) / GRAIN * GRAIN;
         let ranks = ranks(adapter);
         let [d, q, kv, f] =
             [spec.hidden_size, spec.query_width(), spec.kv_width(), spec.intermediate_size]
                 .map(|width| width as i64);
-        let matrix = |width: i64| Tensor::empty([capacity, width], (Kind::Float, device));
-        let vector = || Tensor::empty([capacity], (Kind::Float, device));
+        let (kind, statistic) = (decoder.kind(), (Kind::Float, device));
+        let matrix = |width: i64| Tensor::empty([capacity, width], (kind, device));
+        let statistics = |width: i64| Tensor::empty([capacity, width], statistic);
+        let vector = || Tensor::empty([capacity], statistic);
         // Nothing is kept for norms that the family does not have.
         let out = if spec.norm_placement == NormPlacement::Before { 0 } else { d };
         let (qk, norms) = match spec.qk_norm_widths() {
@@ -126,7 +124,7 @@ impl Activations {
             rstd_mlp: vector(),
             qkv: matrix(q + 2 * kv),
             attention: matrix(q),
-            log_sums: matrix(spec.num_attention_heads as i64),
+            log_sums: statistics(spec.num_attention_heads as i64),
             middle: matrix(d),
             gate_up: matrix(2 * f),
             s: ranks.map(matrix),
@@ -135,7 +133,7 @@ impl Activations {
             rstd_attention_out: vector(),
             rstd_mlp_out: vector(),
             qk: matrix(qk),
-            rstd_qk: norms.map(matrix),
+            rstd_qk: norms.map(statistics),
         };
         let (layers, recompute) = match keep {
             Keep::Nothing => (1, Recompute::Nothing),

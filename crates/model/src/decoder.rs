@@ -17,12 +17,13 @@ use tch::{Device, Kind, Tensor, no_grad};
 use crate::activations::{Activations, Keep, Recompute};
 use crate::adapter::{Adapter, Gradients};
 use crate::batch::{Batch, BatchError, LossSum};
+use crate::form::{Form, Quantization};
 use crate::layer::{Context, Layer, Pass};
 use crate::layout::GROUPS;
 use crate::linear::Dropout;
 use crate::load::{self, LoadError};
+use crate::products::{f32_product, product};
 use crate::spec::{DecoderSpec, RopeScaling};
-use crate::weight::Quantization;
 
 /// Rows of the head's blocks: with 49,152 tokens their logits take 50 MB, with 128,256 131 MB.
 const HEAD_ROWS: usize = 256;
@@ -61,7 +62,7 @@ pub struct Decoder {
     pub(crate) rotary: Vec<Rotary>,
     pub(crate) positions: usize,
     pub(crate) parameters: u64,
-    pub(crate) quantization: Quantization,
+    pub(crate) form: Form,
     /// Buffers of training passes and of evaluations, kept from batch to batch.
     pub(crate) training: RefCell<Option<Activations>>,
     pub(crate) evaluation: RefCell<Option<Activations>>,
@@ -73,24 +74,28 @@ impl Decoder {
     /// # Errors
     /// When a file is missing or damaged, the family is not supported, or a tensor has the wrong shape.
     pub fn load(dir: &Path, device: Device) -> Result<Self, LoadError> {
-        Self::load_as(dir, device, Quantization::None)
+        Self::load_as(dir, device, Form::default())
     }
 
-    /// Loads a model folder with its linear layers kept as said. The same folder always gives the same
-    /// weights.
+    /// Loads a model folder in the form that is asked for. The same folder always gives the same weights.
     ///
     /// # Errors
     /// As [`Decoder::load`].
-    pub fn load_as(
-        dir: &Path,
-        device: Device,
-        quantization: Quantization,
-    ) -> Result<Self, LoadError> {
-        load::load(dir, device, quantization)
+    pub fn load_as(dir: &Path, device: Device, form: impl Into<Form>) -> Result<Self, LoadError> {
+        load::load(dir, device, form.into())
+    }
+
+    pub fn form(&self) -> Form {
+        self.form
     }
 
     pub fn quantization(&self) -> Quantization {
-        self.quantization
+        self.form.quantization
+    }
+
+    /// The type of weights, activations and caches.
+    pub(crate) fn kind(&self) -> Kind {
+        self.form.precision.kind()
     }
 
     /// Bytes of the linear layers' weights.
@@ -289,7 +294,7 @@ impl Decoder {
             if let Some((cap, capped)) = capped {
                 softcap_backward_(&logits, &capped, cap);
             }
-            let _ = logits.mm_out(&dx.narrow(0, done, x.size()[0]), &self.head);
+            product(&logits, &self.head, &dx.narrow(0, done, x.size()[0]));
             sum.loss += block.loss;
             sum.correct += block.correct;
             done += x.size()[0];
@@ -300,9 +305,10 @@ impl Decoder {
         loss_sum(sum, batch)
     }
 
-    /// Logits `[N, V]` of rows `[N, D]` after the final norm.
+    /// Logits `[N, V]` of rows `[N, D]` after the final norm: f32 always, because a bf16 logit of 20 is up to
+    /// 0.06 away from its value, and so would be the log-probabilities.
     pub(crate) fn head_logits(&self, x: &Tensor) -> Tensor {
-        let logits = x.mm(&self.head.tr());
+        let logits = f32_product(x, &self.head.tr());
         if let Some(cap) = self.spec.logit_softcap {
             softcap_(&logits, cap);
         }
@@ -378,8 +384,7 @@ impl Decoder {
             // Freed before the larger ones are made: never both at once.
             *kept = None;
         }
-        kept.get_or_insert_with(|| Activations::new(&self.spec, tokens, adapter, keep, self.device))
-            .cut(tokens)
+        kept.get_or_insert_with(|| Activations::new(self, tokens, adapter, keep)).cut(tokens)
     }
 }
 

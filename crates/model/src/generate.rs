@@ -1,7 +1,7 @@
 //! Generation: new tokens through the decoder over a cache of keys and values.
 
 use kernels::{AttentionShape, cached_attention};
-use tch::{Device, IndexOp, Kind, Tensor, no_grad};
+use tch::{Device, IndexOp, Tensor, no_grad};
 
 use crate::activations::Keep;
 use crate::adapter::Adapter;
@@ -27,7 +27,7 @@ impl KvCache {
         let shape = [capacity as i64, decoder.spec.kv_width() as i64];
         let buffers = || {
             (0..decoder.spec.num_hidden_layers)
-                .map(|_| Tensor::empty(shape, (Kind::Float, decoder.device)))
+                .map(|_| Tensor::empty(shape, (decoder.kind(), decoder.device)))
                 .collect()
         };
         let long = decoder.is_long(capacity);

@@ -3,6 +3,7 @@
 use tch::{Kind, Tensor};
 
 use crate::adapter::{Dora, Gradients, Group, a_view, b_view, magnitude_view};
+use crate::products::{add_product, f32_product, product};
 use crate::weight::Weight;
 
 /// A frozen weight `[out, in]` and maybe a bias `[out]`.
@@ -53,12 +54,12 @@ impl Linear {
         if let Some((group, _)) = adapter
             && let Some(dora) = &group.dora
         {
-            let mut product = self.decomposed(x, group, s);
-            let _ = product.g_mul_(&dora.gain);
+            let mut update = self.decomposed(x, group, s);
+            let _ = update.g_mul_(&dora.gain);
             if accumulate {
-                drop(y.g_add_(&product))
+                drop(y.g_add_(&update))
             } else {
-                y.copy_(&product)
+                y.copy_(&update)
             }
             if let Some(bias) = &self.bias {
                 let _ = y.g_add_(bias);
@@ -66,9 +67,9 @@ impl Linear {
             return;
         }
         if accumulate {
-            let _ = y.addmm_(x, &self.weight.dense().tr());
+            add_product(x, &self.weight.dense().tr(), &y);
         } else {
-            let _ = x.mm_out(&y, &self.weight.dense().tr());
+            product(x, &self.weight.dense().tr(), &y);
         }
         if let Some(bias) = &self.bias {
             let _ = y.g_add_(bias);
@@ -76,25 +77,25 @@ impl Linear {
         let Some((group, dropout)) = adapter else { return };
         let s = s.narrow(1, 0, group.layout.rank);
         match dropout {
-            None => drop(x.mm_out(&s, &group.a.tr())),
+            None => product(x, &group.a.tr(), &s),
             Some(dropout) => {
                 for (i, part) in group.layout.parts.iter().enumerate() {
                     let a = group.a.narrow(0, part.rank_start, part.rank);
                     let s = s.narrow(1, part.rank_start, part.rank);
-                    s.shallow_clone().copy_(&dropout.apply(i, x).mm(&a.tr()));
+                    s.shallow_clone().copy_(&f32_product(&dropout.apply(i, x), &a.tr()));
                 }
             }
         }
-        let _ = y.addmm_(&s, &group.b.tr());
+        add_product(&s, &group.b.tr(), &y);
     }
 
-    /// `x·Wᵀ + s·(sB)ᵀ`, what weight decomposition multiplies by its gain; `s = x·Aᵀ` is written.
+    /// `x·Wᵀ + s·(sB)ᵀ` as f32, what weight decomposition multiplies by its gain; `s = x·Aᵀ` is written.
     fn decomposed(&self, x: &Tensor, group: &Group, s: &Tensor) -> Tensor {
         let s = s.narrow(1, 0, group.layout.rank);
-        let _ = x.mm_out(&s, &group.a.tr());
-        let mut product = x.mm(&self.weight.dense().tr());
-        let _ = product.addmm_(&s, &group.b.tr());
-        product
+        product(x, &group.a.tr(), &s);
+        let update = f32_product(x, &self.weight.dense().tr());
+        add_product(&s, &group.b.tr(), &update);
+        update
     }
 
     /// Adds the adapter's gradients, and writes the input's gradient to `dx` if it is wanted.
@@ -111,36 +112,37 @@ impl Linear {
         let decomposed = adapter.and_then(|(group, saved)| {
             let dora = group.dora.as_ref()?;
             self.magnitude_gradients(dy, group, dora, saved, gradients);
-            Some(dy * &dora.gain)
+            Some((dy * &dora.gain).to_kind(dy.kind()))
         });
         let dy = decomposed.as_ref().unwrap_or(dy);
         if let Some(dx) = dx {
-            let _ = dy.mm_out(dx, &self.weight.dense());
+            product(dy, &self.weight.dense(), dx);
         }
         let Some((group, saved)) = adapter else { return };
         let flat = gradients.flat();
         let ds = ds.narrow(1, 0, group.layout.rank);
-        let _ = dy.mm_out(&ds, &group.b);
+        product(dy, &group.b, &ds);
         for part in &group.layout.parts {
             let dy = dy.narrow(1, part.out_start, part.out_width);
             let s = saved.s.narrow(1, part.rank_start, part.rank);
-            let _ = b_view(flat, part).g_add_(&(dy.tr().mm(&s) * part.scale));
+            let _ = b_view(flat, part).g_add_(&(f32_product(&dy.tr(), &s) * part.scale));
         }
         match saved.dropout {
             None => {
-                let _ = a_view(flat, &group.layout).addmm_(&ds.tr(), saved.x);
+                add_product(&ds.tr(), saved.x, &a_view(flat, &group.layout));
                 if let Some(dx) = dx {
-                    let _ = dx.shallow_clone().addmm_(&ds, &group.a);
+                    add_product(&ds, &group.a, dx);
                 }
             }
             Some(dropout) => {
                 for (i, part) in group.layout.parts.iter().enumerate() {
                     let ds = ds.narrow(1, part.rank_start, part.rank);
                     let a = group.a.narrow(0, part.rank_start, part.rank);
-                    let mut d_a = a_view(flat, &group.layout).narrow(0, part.rank_start, part.rank);
-                    let _ = d_a.addmm_(&ds.tr(), &dropout.apply(i, saved.x));
+                    let d_a = a_view(flat, &group.layout).narrow(0, part.rank_start, part.rank);
+                    add_product(&ds.tr(), &dropout.apply(i, saved.x), &d_a);
                     if let Some(dx) = dx {
-                        let _ = dx.shallow_clone().g_add_(&dropout.apply(i, &ds.mm(&a)));
+                        let dropped = dropout.apply(i, &f32_product(&ds, &a));
+                        let _ = dx.shallow_clone().g_add_(&dropped);
                     }
                 }
             }
@@ -156,8 +158,8 @@ impl Linear {
         saved: &Saved<'_>,
         gradients: &mut Gradients,
     ) {
-        let product = self.decomposed(saved.x, group, saved.s);
-        let sums = (dy * product).sum_dim_intlist(0, false, Kind::Float) / &dora.norm;
+        let update = self.decomposed(saved.x, group, saved.s);
+        let sums = (dy * update).sum_dim_intlist(0, false, Kind::Float) / &dora.norm;
         for part in &group.layout.parts {
             if let Some(mut gradient) = magnitude_view(gradients.flat(), part) {
                 let _ = gradient.g_add_(&sums.narrow(0, part.out_start, part.out_width));

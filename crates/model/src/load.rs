@@ -4,16 +4,17 @@ use std::cell::RefCell;
 use std::path::Path;
 
 use kernels::{Activation, AttentionShape, Rotary};
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 use thiserror::Error;
-use weights::{SpecError, TensorFile, read_spec};
+use weights::{Dtype, SpecError, TensorFile, read_spec};
 
 use crate::decoder::Decoder;
+use crate::form::{Form, Quantization};
 use crate::layer::Layer;
 use crate::linear::Linear;
 use crate::rope::frequency_sets;
 use crate::spec::{self, DecoderSpec, Product};
-use crate::weight::{Quantization, Scratch, Weight};
+use crate::weight::{Scratch, Weight};
 
 /// A model folder that cannot be used.
 #[derive(Debug, Error)]
@@ -33,15 +34,11 @@ pub enum LoadError {
 /// Rotary tables for longer contexts than this are cut: 128 MB for head_dim 128 would be the next step.
 const MAX_POSITIONS: usize = 131_072;
 
-pub(crate) fn load(
-    dir: &Path,
-    device: Device,
-    quantization: Quantization,
-) -> Result<Decoder, LoadError> {
+pub(crate) fn load(dir: &Path, device: Device, form: Form) -> Result<Decoder, LoadError> {
     let spec = read_config(&dir.join("config.json"))?;
     let file = TensorFile::open_folder(dir)?;
-    let scratch = Scratch::new(device);
-    let mut source = Source { file, device, parameters: 0, quantization, scratch };
+    let scratch = Scratch::new(form.precision.kind(), device);
+    let mut source = Source { file, device, parameters: 0, form, scratch };
     let (v, d) = (spec.vocab_size as i64, spec.hidden_size as i64);
     let embedding = source.tensor(spec::EMBEDDING, &[v, d])?;
     let layers = (0..spec.num_hidden_layers)
@@ -68,7 +65,7 @@ pub(crate) fn load(
         norm,
         head,
         parameters: source.parameters,
-        quantization,
+        form,
         training: RefCell::new(None),
         evaluation: RefCell::new(None),
     })
@@ -88,31 +85,46 @@ struct Source {
     file: TensorFile,
     device: Device,
     parameters: u64,
-    quantization: Quantization,
+    form: Form,
     /// Of the quantised weights.
     scratch: Scratch,
 }
 
 impl Source {
+    /// In the type that the model computes with. bf16 goes from the mapped file into bf16 without a detour.
     fn tensor(&mut self, name: &str, shape: &[i64]) -> Result<Tensor, LoadError> {
+        let kind = self.form.precision.kind();
+        self.check(name, shape)?;
+        let stored = self.file.get(name)?;
+        if kind == Kind::BFloat16 && stored.dtype == Dtype::BF16 {
+            let tensor = Tensor::from_data_size(stored.data, shape, kind);
+            self.parameters += tensor.numel() as u64;
+            return Ok(tensor.to_device(self.device));
+        }
         let values = self.values(name, shape)?;
-        Ok(Tensor::from_slice(&values).view(shape).to_device(self.device))
+        Ok(Tensor::from_slice(&values).view(shape).to_kind(kind).to_device(self.device))
     }
 
     fn values(&mut self, name: &str, shape: &[i64]) -> Result<Vec<f32>, LoadError> {
-        let found = self.file.get(name)?.shape.clone();
-        if !found.iter().map(|&n| n as i64).eq(shape.iter().copied()) {
-            let name = name.to_owned();
-            return Err(LoadError::Shape { name, found, expected: shape.to_vec() });
-        }
+        self.check(name, shape)?;
         let values = self.file.get_f32(name)?;
         self.parameters += values.len() as u64;
         Ok(values)
     }
 
-    /// What a norm multiplies by.
+    fn check(&self, name: &str, shape: &[i64]) -> Result<(), LoadError> {
+        let found = self.file.get(name)?.shape.clone();
+        if !found.iter().map(|&n| n as i64).eq(shape.iter().copied()) {
+            let name = name.to_owned();
+            return Err(LoadError::Shape { name, found, expected: shape.to_vec() });
+        }
+        Ok(())
+    }
+
+    /// What a norm multiplies by, f32.
     fn norm(&mut self, spec: &DecoderSpec, name: &str, width: usize) -> Result<Tensor, LoadError> {
-        let weight = self.tensor(name, &[width as i64])?;
+        let weight =
+            Tensor::from_slice(&self.values(name, &[width as i64])?).to_device(self.device);
         Ok(if spec.norm_plus_one { weight + 1.0 } else { weight })
     }
 
@@ -125,7 +137,7 @@ impl Source {
             several => Tensor::cat(several, 0),
         };
         let inner = product.in_width as i64;
-        let weight = match self.quantization {
+        let weight = match self.form.quantization {
             Quantization::None => {
                 let weights = members()
                     .map(|(name, width)| self.tensor(&named(name, "weight"), &[width, inner]));

@@ -1,5 +1,5 @@
 //! The training pass in plain tch with autograd: slow, short, and independent of the fast one, which the
-//! tests compare with it. Shares only the weights.
+//! tests compare with it. Shares only the weights. Computes in f32, whatever the decoder computes in.
 
 use kernels::{Activation, Rotary};
 use tch::{IndexOp, Kind, Tensor};
@@ -66,7 +66,8 @@ fn document(
     adapter: Option<(&Adapter, &Tensor)>,
 ) -> Tensor {
     let (spec, eps) = (&decoder.spec, decoder.spec.rms_norm_eps);
-    let mut x = decoder.embedding.index_select(0, ids) * spec.embedding_scale;
+    let embedded = decoder.embedding.index_select(0, ids).to_kind(Kind::Float);
+    let mut x = embedded * spec.embedding_scale;
     for (number, layer) in decoder.layers.iter().enumerate() {
         let apply =
             |which: usize, x: &Tensor| linear_with_adapter(layer, x, number, which, adapter);
@@ -84,7 +85,10 @@ fn document(
         let branch = norm(&apply(DOWN, &(active * &parts[1])), layer.mlp_out_norm.as_ref(), eps);
         x = &x + branch * spec.residual_scale;
     }
-    softcap(norm(&x, Some(&decoder.norm), eps).matmul(&decoder.head.tr()), spec.logit_softcap)
+    softcap(
+        norm(&x, Some(&decoder.norm), eps).matmul(&decoder.head.to_kind(Kind::Float).tr()),
+        spec.logit_softcap,
+    )
 }
 
 /// Attention of one document over itself: `[len, Q + 2·KV]` before norms and rotation to `[len, Q]`.
@@ -151,7 +155,7 @@ fn linear_with_adapter<'a>(
 ) -> Tensor {
     let linear = layer.linear(which);
     // A copy, because the dense form of a quantised weight does not last until the backward pass.
-    let weight = linear.weight.dense().copy();
+    let weight = linear.weight.dense().copy().to_kind(Kind::Float);
     let base = x.matmul(&weight.tr());
     let biased = |y: Tensor| linear.bias.as_ref().map_or(y.shallow_clone(), |bias| y + bias);
     let group = |adapter: &'a Adapter| adapter.layout()?.layers[number][which].as_ref();

@@ -6,15 +6,6 @@ use kernels::{Nf4, nf4_dequantise};
 use tch::{Device, Kind, Tensor};
 use weights::nf4;
 
-/// How a base model's linear layers are kept. Embedding, head, norms and biases stay as they are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Quantization {
-    #[default]
-    None,
-    /// 4-bit NormalFloat in blocks of 64 with double quantisation, as in QLoRA.
-    Nf4,
-}
-
 /// A weight `[out, in]`.
 #[derive(Debug)]
 pub(crate) enum Weight {
@@ -36,14 +27,15 @@ pub(crate) struct Quantised {
 pub(crate) struct Scratch(Arc<Mutex<Tensor>>);
 
 impl Scratch {
-    pub fn new(device: Device) -> Self {
-        Self(Arc::new(Mutex::new(Tensor::empty([0], (Kind::Float, device)))))
+    /// An empty one; `kind` is what products take.
+    pub fn new(kind: Kind, device: Device) -> Self {
+        Self(Arc::new(Mutex::new(Tensor::empty([0], (kind, device)))))
     }
 
     fn matrix(&self, rows: i64, columns: i64) -> Tensor {
         let mut buffer = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if (buffer.numel() as i64) < rows * columns {
-            *buffer = Tensor::empty([rows * columns], (Kind::Float, buffer.device()));
+            *buffer = Tensor::empty([rows * columns], (buffer.kind(), buffer.device()));
         }
         buffer.narrow(0, 0, rows * columns).view([rows, columns])
     }
@@ -96,7 +88,7 @@ impl Weight {
     /// Bytes that it occupies, the shared buffer apart.
     pub fn bytes(&self) -> usize {
         match self {
-            Self::Dense(weight) => weight.numel() * 4,
+            Self::Dense(weight) => weight.numel() * weight.kind().elt_size_in_bytes(),
             Self::Nf4(quantised) => {
                 let bytes = |(_, part): &(i64, Nf4)| {
                     part.codes.numel() + part.absmax.numel() + 4 * part.nested_absmax.numel()

@@ -155,7 +155,7 @@ pub(super) struct Lora {
 #[derive(Debug)]
 pub(crate) struct Group {
     pub layout: GroupLayout,
-    /// Stacked A matrices `[R, in]`: a view of the flat buffer.
+    /// Stacked A matrices `[R, in]`: a view of the flat buffer, or in bf16 a copy.
     pub a: Tensor,
     /// Scaled B matrices as diagonal blocks, `[out, R]`, zero elsewhere: a copy.
     pub b: Tensor,
@@ -216,9 +216,11 @@ impl Lora {
     }
 
     fn assemble(decoder: &Decoder, options: LoraOptions, layout: Layout, values: &Tensor) -> Self {
+        let options_of = (decoder.kind(), decoder.device());
         let group = |layer: usize, product: usize, layout: &GroupLayout| Group {
-            a: a_view(values, layout),
-            b: Tensor::zeros([layout.out_width, layout.rank], (Kind::Float, decoder.device())),
+            // The view itself where it is what products take.
+            a: a_view(values, layout).to_kind(decoder.kind()),
+            b: Tensor::zeros([layout.out_width, layout.rank], options_of),
             dora: options
                 .dora
                 .then(|| Dora::new(decoder.layers[layer].linear(product).weight.share())),
@@ -233,9 +235,12 @@ impl Lora {
         Self { options, layout, groups }
     }
 
-    /// Renews the scaled B blocks and the gains.
+    /// Renews the scaled B blocks, A where it is a copy, and the gains.
     pub fn refresh(&mut self, values: &Tensor) {
         for group in self.groups.iter_mut().flatten().flatten() {
+            if group.a.kind() != values.kind() {
+                group.a.copy_(&a_view(values, &group.layout));
+            }
             for part in &group.layout.parts {
                 let block = b_block(&group.b, part);
                 block.shallow_clone().copy_(&(b_view(values, part) * part.scale));
@@ -262,7 +267,8 @@ impl Lora {
 
 impl Dora {
     fn new(weight: Weight) -> Self {
-        let squares = weight.dense().square().sum_dim_intlist(-1, false, Kind::Float);
+        let dense = weight.dense().to_kind(Kind::Float);
+        let squares = dense.square().sum_dim_intlist(-1, false, Kind::Float);
         let (norm, gain) = (squares.ones_like(), squares.ones_like());
         Self { weight, squares, norm, gain }
     }
@@ -270,9 +276,10 @@ impl Dora {
     /// Without forming BA: ‖W + B'A‖² = ‖W‖² + 2·B'·(WAᵀ) + B'·(AAᵀ)·B', row by row, with B' = sB.
     fn refresh(&self, weight: &Tensor, values: &Tensor, part: &PartLayout, a: &Tensor, b: &Tensor) {
         let rows = |t: &Tensor| t.narrow(0, part.out_start, part.out_width);
-        let a = a.narrow(0, part.rank_start, part.rank);
-        let along = rows(weight).mm(&a.tr());
-        let products = b * (along * 2.0 + b.mm(&a.mm(&a.tr())));
+        let a = a.narrow(0, part.rank_start, part.rank).to_kind(Kind::Float);
+        let b = b.to_kind(Kind::Float);
+        let along = rows(weight).to_kind(Kind::Float).mm(&a.tr());
+        let products = &b * (along * 2.0 + b.mm(&a.mm(&a.tr())));
         let squares = rows(&self.squares) + products.sum_dim_intlist(-1, false, Kind::Float);
         let norm = squares.clamp_min(0.0).sqrt();
         if let Some(magnitude) = magnitude_view(values, part) {
