@@ -1,9 +1,12 @@
-//! Causal attention inside each document of a packed batch, with grouped key/value heads.
+//! Causal attention inside each segment of a packed batch, with grouped key/value heads.
 //!
 //! A packed row holds the query heads, then the key heads, then the value heads of one token. A task is one
-//! document and one key/value head; it walks the queries in blocks so that scores stay in cache and the
-//! masked half is never computed; with a window, neither are the keys before it. Probabilities are recomputed in
-//! the backward pass from the saved log-sums.
+//! segment and one key/value head; it walks the queries in blocks so that scores stay in cache and the
+//! masked half is never computed; with a window, neither are the keys before it. Keys that stand before the
+//! segment's own are read where they are. Probabilities are recomputed in the backward pass from the saved
+//! log-sums.
+
+mod backward;
 
 use std::ops::Range;
 
@@ -11,7 +14,9 @@ use matrixmultiply::sgemm;
 use rayon::prelude::*;
 use tch::Tensor;
 
+pub use self::backward::attention_backward;
 use crate::rows::Rows;
+use crate::segments::{Piece, Segment, Segments};
 use crate::simd::{add_scaled, cap, dot, exp_sum, max, scale};
 use crate::{on_cpu, reference};
 
@@ -59,71 +64,64 @@ impl AttentionShape {
 /// Queries per block: scores of a block against 1,024 keys fill 256 KiB, about a core's second-level cache.
 const BLOCK: usize = 64;
 
-/// `out = softmax(scale · q·kᵀ, causal) · v` for every head, inside each document.
+/// `out = softmax(scale · q·kᵀ, causal) · v` for every head, inside each segment. Keys are counted over all
+/// that a segment's queries see: the causal line ends at the last query and the last key.
 ///
-/// Shapes: qkv `[T, width]` after rotation; `cu_seqlens` the documents' starts and, last, T; out
-/// `[T, heads · head_dim]`; log_sums `[T, heads]`, written for the backward pass.
+/// Shapes: qkv `[≥ T, width]` after rotation, its rows from T on keys and values only; `segments` cover T
+/// rows; out `[T, heads · head_dim]`; log_sums `[T, heads]`, written for the backward pass.
 pub fn attention(
     qkv: &Tensor,
-    cu_seqlens: &[i32],
+    segments: &Segments,
     shape: AttentionShape,
     out: &Tensor,
     log_sums: &Tensor,
 ) {
     if !on_cpu(qkv) {
-        return reference::attention(qkv, cu_seqlens, shape, out, log_sums);
+        return reference::attention(qkv, segments, shape, out, log_sums);
     }
     let (qkv, out, log_sums) = (Rows::of(qkv), Rows::of(out), Rows::of(log_sums));
     assert_eq!(qkv.width, shape.width());
-    assert!(out.len == qkv.len && out.width == shape.heads * shape.head_dim);
-    assert!(log_sums.len == qkv.len && log_sums.width == shape.heads);
-    for_tasks(cu_seqlens, qkv.len, shape.kv_heads, |document, kv_head| {
-        forward_task(&qkv, &out, &log_sums, shape, document, kv_head);
+    let rows = segments.rows();
+    assert!(out.len == rows && out.width == shape.heads * shape.head_dim);
+    assert!(log_sums.len == rows && log_sums.width == shape.heads);
+    segments.check(qkv.len);
+    tasks(segments, shape.kv_heads).into_par_iter().for_each(|(segment, kv_head)| {
+        forward_task(&qkv, &out, &log_sums, shape, segment, kv_head);
     });
 }
 
-/// A document's rows: `start..end`.
-#[derive(Clone, Copy)]
-struct Document {
-    start: usize,
-    end: usize,
+/// Each segment with each key/value head.
+fn tasks(segments: &Segments, kv_heads: usize) -> Vec<(&Segment, usize)> {
+    segments.iter().flat_map(|segment| (0..kv_heads).map(move |head| (segment, head))).collect()
 }
 
-fn for_tasks(
-    cu_seqlens: &[i32],
-    rows: usize,
-    kv_heads: usize,
-    work: impl Fn(Document, usize) + Send + Sync,
-) {
-    assert_eq!(cu_seqlens.last().map(|&end| end as usize), Some(rows), "documents cover all rows");
-    assert!(cu_seqlens[0] == 0 && cu_seqlens.is_sorted());
-    let tasks: Vec<(Document, usize)> = cu_seqlens
-        .windows(2)
-        .map(|pair| Document { start: pair[0] as usize, end: pair[1] as usize })
-        .flat_map(|document| (0..kv_heads).map(move |kv_head| (document, kv_head)))
-        .collect();
-    tasks.into_par_iter().for_each(|(document, kv_head)| work(document, kv_head));
-}
-
-/// A block of queries of one head against the keys from the first that one of them sees to the last query.
-struct Block {
+/// A block of queries of one head against the keys from the first that one of them sees to the last query's.
+struct Block<'a> {
+    segment: &'a Segment,
     /// First query row.
     row: usize,
     queries: usize,
-    /// First key row.
-    key_row: usize,
+    /// First key, counted over the segment's.
+    first_key: usize,
     keys: usize,
     window: usize,
 }
 
-impl Block {
-    fn of(document: Document, window: Option<usize>) -> impl Iterator<Item = Self> {
-        let window = window.unwrap_or(usize::MAX);
-        (document.start..document.end).step_by(BLOCK).map(move |row| {
-            let queries = BLOCK.min(document.end - row);
-            let key_row = document.start + (row + 1 - document.start).saturating_sub(window);
-            Self { row, queries, key_row, keys: row + queries - key_row, window }
+impl<'a> Block<'a> {
+    fn of(segment: &'a Segment, window: Option<usize>) -> impl Iterator<Item = Self> {
+        let (rows, window) = (segment.rows.clone(), window.unwrap_or(usize::MAX));
+        let keys_before = segment.keys_before();
+        rows.clone().step_by(BLOCK).map(move |row| {
+            let queries = BLOCK.min(rows.end - row);
+            let seen = keys_before + row + 1 - rows.start;
+            let first_key = seen.saturating_sub(window);
+            Self { segment, row, queries, first_key, keys: seen - 1 + queries - first_key, window }
         })
+    }
+
+    /// Where the keys stand.
+    fn pieces(&self) -> impl Iterator<Item = Piece> + use<'a> {
+        self.segment.pieces(self.first_key..self.first_key + self.keys)
     }
 
     /// The keys of the block that one of its queries sees.
@@ -144,13 +142,13 @@ fn forward_task(
     out: &Rows,
     log_sums: &Rows,
     shape: AttentionShape,
-    document: Document,
+    segment: &Segment,
     kv_head: usize,
 ) {
     let d = shape.head_dim;
-    let mut scores = vec![0.0f32; BLOCK * (document.end - document.start)];
+    let mut scores = vec![0.0f32; BLOCK * segment.keys()];
     for head in kv_head * shape.group()..(kv_head + 1) * shape.group() {
-        for block in Block::of(document, shape.window) {
+        for block in Block::of(segment, shape.window) {
             let scores = &mut scores[..block.queries * block.keys];
             block_scores(qkv, shape, kv_head, head, &block, scores);
             for (i, row) in scores.chunks_exact_mut(block.keys).enumerate() {
@@ -161,13 +159,16 @@ fn forward_task(
                 let top = max(seen) * factor;
                 let sum = exp_sum(seen, factor, top);
                 scale(seen, 1.0 / sum);
-                // SAFETY: this task alone writes the columns of its heads in its document's rows.
+                // SAFETY: this task alone writes the columns of its heads in its segment's rows.
                 unsafe { *log_sums.pointer(block.row + i, head) = top + sum.ln() };
             }
-            let value = Strided::at(qkv, block.key_row, shape.value_column(kv_head));
             let target = Strided::at(out, block.row, head * d);
-            let probabilities = Strided::dense(scores, block.keys);
-            product([block.queries, block.keys, d], probabilities, value, 0.0, target);
+            for (n, piece) in block.pieces().enumerate() {
+                let probabilities = Strided::columns(scores, block.keys, piece.column);
+                let value = Strided::at(qkv, piece.row, shape.value_column(kv_head));
+                let beta = if n == 0 { 0.0 } else { 1.0 };
+                product([block.queries, piece.len, d], probabilities, value, beta, target);
+            }
         }
     }
 }
@@ -178,128 +179,14 @@ fn block_scores(
     shape: AttentionShape,
     kv_head: usize,
     head: usize,
-    block: &Block,
+    block: &Block<'_>,
     scores: &mut [f32],
 ) {
     let query = Strided::at(qkv, block.row, head * shape.head_dim);
-    let key = Strided::at(qkv, block.key_row, shape.key_column(kv_head)).transposed();
-    let target = Strided::dense(scores, block.keys);
-    product([block.queries, shape.head_dim, block.keys], query, key, 0.0, target);
-}
-
-/// The backward pass: `d_qkv` receives the gradients of q, k and v (all of them; nothing is added up).
-///
-/// Shapes: qkv, d_qkv `[T, width]`; out, d_out `[T, heads · head_dim]`; log_sums `[T, heads]` of the forward.
-pub fn attention_backward(
-    d_out: &Tensor,
-    qkv: &Tensor,
-    out: &Tensor,
-    log_sums: &Tensor,
-    cu_seqlens: &[i32],
-    shape: AttentionShape,
-    d_qkv: &Tensor,
-) {
-    if !on_cpu(qkv) {
-        return reference::attention_backward(d_out, qkv, cu_seqlens, shape, d_qkv);
-    }
-    let saved = Saved {
-        qkv: Rows::of(qkv),
-        out: Rows::of(out),
-        log_sums: Rows::of(log_sums),
-        d_out: Rows::of(d_out),
-        shape,
-    };
-    let d_qkv = Rows::of(d_qkv);
-    assert!(saved.qkv.width == shape.width() && d_qkv.width == shape.width());
-    assert!(
-        saved.out.width == shape.heads * shape.head_dim && saved.d_out.width == saved.out.width
-    );
-    assert!(d_qkv.len == saved.qkv.len && saved.d_out.len == saved.qkv.len);
-    assert!(saved.log_sums.len == saved.qkv.len && saved.log_sums.width == shape.heads);
-    for_tasks(cu_seqlens, saved.qkv.len, shape.kv_heads, |document, kv_head| {
-        backward_task(&saved, &d_qkv, document, kv_head);
-    });
-}
-
-struct Saved {
-    qkv: Rows,
-    out: Rows,
-    log_sums: Rows,
-    d_out: Rows,
-    shape: AttentionShape,
-}
-
-fn backward_task(saved: &Saved, d_qkv: &Rows, document: Document, kv_head: usize) {
-    let (shape, d) = (saved.shape, saved.shape.head_dim);
-    let len = BLOCK * (document.end - document.start);
-    let (mut p, mut dp) = (vec![0.0f32; len], vec![0.0f32; len]);
-    let (key_column, value_column) = (shape.key_column(kv_head), shape.value_column(kv_head));
-    for row in document.start..document.end {
-        // SAFETY: this task alone touches the columns of its key and value head in its document's rows.
-        let row = unsafe { d_qkv.row_mut(row) };
-        row[key_column..key_column + d].fill(0.0);
-        row[value_column..value_column + d].fill(0.0);
-    }
-    for head in kv_head * shape.group()..(kv_head + 1) * shape.group() {
-        for block in Block::of(document, shape.window) {
-            let (queries, keys) = (block.queries, block.keys);
-            let key = Strided::at(&saved.qkv, block.key_row, key_column);
-            let value = Strided::at(&saved.qkv, block.key_row, value_column);
-            let d_key = Strided::at(d_qkv, block.key_row, key_column);
-            let d_value = Strided::at(d_qkv, block.key_row, value_column);
-            let (p, dp) = (&mut p[..queries * keys], &mut dp[..queries * keys]);
-            let query = Strided::at(&saved.qkv, block.row, head * d);
-            let d_out = Strided::at(&saved.d_out, block.row, head * d);
-            product([queries, d, keys], d_out, value.transposed(), 0.0, Strided::dense(dp, keys));
-            block_scores(&saved.qkv, shape, kv_head, head, &block, p);
-            score_gradients(saved, &block, head, p, dp);
-            let (p, ds) = (Strided::dense(p, keys), Strided::dense(dp, keys));
-            product([keys, queries, d], p.transposed(), d_out, 1.0, d_value);
-            product([keys, queries, d], ds.transposed(), query, 1.0, d_key);
-            let d_query = Strided::at(d_qkv, block.row, head * d);
-            product([queries, keys, d], ds, key, 0.0, d_query);
-        }
-    }
-}
-
-/// Turns raw scores into probabilities, and their gradients `dp` into those of the raw scores:
-/// `ds = scale · p ⊙ (dp − Σ d_out ⊙ out)`, times the slope of the cap if there is one.
-fn score_gradients(saved: &Saved, block: &Block, head: usize, p: &mut [f32], dp: &mut [f32]) {
-    let (d, factor) = (saved.shape.head_dim, saved.shape.scale as f32);
-    let rows = p.chunks_exact_mut(block.keys).zip(dp.chunks_exact_mut(block.keys));
-    for (i, (p, dp)) in rows.enumerate() {
-        let (row, columns) = (block.row + i, head * d..(head + 1) * d);
-        let delta = dot(&saved.d_out.row(row)[columns.clone()], &saved.out.row(row)[columns]);
-        let visible = block.visible(i);
-        hide(p, &visible);
-        hide(dp, &visible);
-        let (p, dp) = (&mut p[visible.clone()], &mut dp[visible]);
-        let left = saved.shape.capped(p);
-        if let Some(limit) = saved.shape.softcap {
-            slope(dp, p, delta, 1.0 / limit as f32);
-            exp_sum(p, left, saved.log_sums.row(row)[head]);
-            scaled_product(dp, factor, p);
-        } else {
-            exp_sum(p, left, saved.log_sums.row(row)[head]);
-            for (dp, p) in dp.iter_mut().zip(p.iter()) {
-                *dp = factor * *p * (*dp - delta);
-            }
-        }
-    }
-}
-
-/// `dp = (dp − delta) · (1 − (capped/limit)²)`
-fn slope(dp: &mut [f32], capped: &[f32], delta: f32, inverse_limit: f32) {
-    for (dp, capped) in dp.iter_mut().zip(capped) {
-        let t = capped * inverse_limit;
-        *dp = (*dp - delta) * (1.0 - t * t);
-    }
-}
-
-/// `dp = factor · p ⊙ dp`
-fn scaled_product(dp: &mut [f32], factor: f32, p: &[f32]) {
-    for (dp, p) in dp.iter_mut().zip(p) {
-        *dp *= factor * p;
+    for piece in block.pieces() {
+        let key = Strided::at(qkv, piece.row, shape.key_column(kv_head)).transposed();
+        let target = Strided::columns(scores, block.keys, piece.column);
+        product([block.queries, shape.head_dim, piece.len], query, key, 0.0, target);
     }
 }
 
@@ -356,8 +243,10 @@ impl Strided {
         Self { data, row_stride: matrix.stride as isize, column_stride: 1 }
     }
 
-    fn dense(data: &mut [f32], width: usize) -> Self {
-        Self { data: data.as_mut_ptr(), row_stride: width as isize, column_stride: 1 }
+    /// The columns from `first` on of rows that lie one behind the other.
+    fn columns(data: &mut [f32], width: usize, first: usize) -> Self {
+        let data = data[first..].as_mut_ptr();
+        Self { data, row_stride: width as isize, column_stride: 1 }
     }
 
     fn transposed(self) -> Self {
@@ -367,8 +256,8 @@ impl Strided {
 
 /// `c = beta · c + a · b` for a `[m, k]`, b `[k, n]`, c `[m, n]`.
 fn product([m, k, n]: [usize; 3], a: Strided, b: Strided, beta: f32, c: Strided) {
-    // SAFETY: the callers above pass blocks inside their tensors or scratch (row ranges of one document,
-    // columns of one head), and `c` overlaps neither `a` nor `b`.
+    // SAFETY: the callers pass blocks inside their tensors or scratch (rows of one segment or of keys before
+    // it, columns of one head), and `c` overlaps neither `a` nor `b`.
     unsafe {
         sgemm(
             m,

@@ -24,6 +24,7 @@ mod norm;
 pub mod reference;
 mod rope;
 mod rows;
+mod segments;
 mod simd;
 mod softcap;
 
@@ -40,6 +41,7 @@ pub use nf4::{Nf4, nf4_dequantise};
 pub use norm::{rms_norm, rms_norm_backward};
 pub use rope::{Rotary, rotate_};
 pub use rows::read_values;
+pub use segments::{Segment, Segments};
 pub use softcap::{softcap_, softcap_backward_};
 
 use tch::{Device, Kind, Tensor};

@@ -8,6 +8,7 @@ use tch::{IndexOp, Kind, Tensor};
 
 use crate::adamw_8bit::STEPS;
 use crate::nf4::{BLOCK, NESTED_BLOCK};
+use crate::segments::{Segment, Segments};
 use crate::{
     Activation, AdamW, AttentionShape, Code, Factors, MOMENT_BLOCK, Moments, Nf4, Rotary,
     TargetLog, TokenLoss,
@@ -178,14 +179,18 @@ pub fn adamw_8bit(
     keep(&v, &moments.v, second, &moments.v_absmax);
 }
 
-/// Queries, keys and values of one document as `[heads, S, head_dim]`, keys and values repeated per group.
-fn split_heads(qkv: &Tensor, shape: AttentionShape) -> [Tensor; 3] {
+/// Queries of a segment, and the keys and values that they see, as `[heads, n, head_dim]`, keys and values
+/// repeated per group.
+fn split_heads(qkv: &Tensor, segment: &Segment, shape: AttentionShape) -> [Tensor; 3] {
     let (h, k, d) = (shape.heads as i64, shape.kv_heads as i64, shape.head_dim as i64);
-    let heads = |start: i64, count: i64| {
-        qkv.narrow(1, start * d, count * d).view([-1, count, d]).transpose(0, 1)
+    let ranges = segment.before.iter().chain([&segment.rows]);
+    let seen: Vec<Tensor> = ranges.map(|rows| qkv.i(rows.start as i64..rows.end as i64)).collect();
+    let heads = |rows: &Tensor, start: i64, count: i64| {
+        rows.narrow(1, start * d, count * d).view([-1, count, d]).transpose(0, 1)
     };
     let repeat = |t: Tensor| t.repeat_interleave_self_int(h / k, 0, None::<i64>);
-    [heads(0, h), repeat(heads(h, k)), repeat(heads(h + k, k))].map(|t| wide(&t))
+    let (own, seen) = (&seen[seen.len() - 1], Tensor::cat(&seen, 0));
+    [heads(own, 0, h), repeat(heads(&seen, h, k)), repeat(heads(&seen, h + k, k))].map(|t| wide(&t))
 }
 
 /// Scaled and capped scores of the last queries against all keys, minus infinity where a key is hidden.
@@ -207,36 +212,37 @@ fn scores(q: &Tensor, k: &Tensor, shape: AttentionShape) -> Tensor {
 
 pub fn attention(
     qkv: &Tensor,
-    cu_seqlens: &[i32],
+    segments: &Segments,
     shape: AttentionShape,
     out: &Tensor,
     log_sums: &Tensor,
 ) {
-    for pair in cu_seqlens.windows(2) {
-        let (start, end) = (i64::from(pair[0]), i64::from(pair[1]));
-        let [q, k, v] = split_heads(&qkv.i(start..end), shape);
+    for segment in segments.iter() {
+        let rows = segment.rows.start as i64..segment.rows.end as i64;
+        let [q, k, v] = split_heads(qkv, segment, shape);
         let scores = scores(&q, &k, shape);
         let o = scores.softmax(-1, Kind::Float).matmul(&v).transpose(0, 1);
-        write(&out.i(start..end), &o.reshape([end - start, -1]));
-        write(&log_sums.i(start..end), &scores.logsumexp([-1], false).tr());
+        write(&out.i(rows.clone()), &o.reshape([rows.end - rows.start, -1]));
+        write(&log_sums.i(rows), &scores.logsumexp([-1], false).tr());
     }
 }
 
 pub fn attention_backward(
     d_out: &Tensor,
     qkv: &Tensor,
-    cu_seqlens: &[i32],
+    segments: &Segments,
     shape: AttentionShape,
     d_qkv: &Tensor,
 ) {
     let (h, k, d) = (shape.heads as i64, shape.kv_heads as i64, shape.head_dim as i64);
-    for pair in cu_seqlens.windows(2) {
-        let (start, end) = (i64::from(pair[0]), i64::from(pair[1]));
-        let len = end - start;
-        let [query, key, value] = split_heads(&qkv.i(start..end), shape);
+    // Keys that several segments see get several parts; sums are wide.
+    let sums = Tensor::zeros(d_qkv.size(), (Kind::Float, d_qkv.device()));
+    for segment in segments.iter() {
+        let rows = segment.rows.start as i64..segment.rows.end as i64;
+        let [query, key, value] = split_heads(qkv, segment, shape);
         let scores = scores(&query, &key, shape);
         let p = scores.softmax(-1, Kind::Float);
-        let d_o = wide(&d_out.i(start..end)).view([len, h, d]).transpose(0, 1);
+        let d_o = wide(&d_out.i(rows.clone())).view([-1, h, d]).transpose(0, 1);
         let dp = d_o.matmul(&value.mt());
         let delta = (&dp * &p).sum_dim_intlist([-1i64].as_slice(), true, Kind::Float);
         let ds = &p * (dp - delta) * shape.scale;
@@ -245,15 +251,22 @@ pub fn attention_backward(
             Some(cap) => ds * (1.0 - (scores / cap).clamp(-1.0, 1.0).square()),
             None => ds,
         };
+        let flat = |t: Tensor| t.transpose(0, 1).reshape([-1, t.size()[0] * d]);
         let per_group = |t: Tensor| {
-            let grouped = t.view([k, h / k, len, d]);
-            grouped.sum_dim_intlist([1i64].as_slice(), false, Kind::Float)
+            let grouped = t.view([k, h / k, -1, d]);
+            flat(grouped.sum_dim_intlist([1i64].as_slice(), false, Kind::Float))
         };
-        let parts =
-            [ds.matmul(&key), per_group(ds.mt().matmul(&query)), per_group(p.mt().matmul(&d_o))];
-        let rows = parts.map(|t| t.transpose(0, 1).reshape([len, -1]));
-        write(&d_qkv.i(start..end), &Tensor::cat(&rows, 1));
+        let _ = sums.i(rows).narrow(1, 0, h * d).g_add_(&flat(ds.matmul(&key)));
+        let (d_key, d_value) = (per_group(ds.mt().matmul(&query)), per_group(p.mt().matmul(&d_o)));
+        let d_seen = Tensor::cat(&[d_key, d_value], 1);
+        let mut done = 0;
+        for rows in segment.before.iter().chain([&segment.rows]) {
+            let seen = sums.i(rows.start as i64..rows.end as i64).narrow(1, h * d, 2 * k * d);
+            let _ = seen.shallow_clone().g_add_(&d_seen.narrow(0, done, rows.len() as i64));
+            done += rows.len() as i64;
+        }
     }
+    write(d_qkv, &sums);
 }
 
 pub fn cached_attention(

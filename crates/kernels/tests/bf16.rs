@@ -1,7 +1,7 @@
 //! The operations on bf16 tensors against the fast f32 forms on the same numbers: they may differ by the one
 //! rounding where a result is written.
 
-use kernels::{Activation, AttentionShape, Factors, Rotary};
+use kernels::{Activation, AttentionShape, Factors, Rotary, Segment, Segments};
 use tch::{Device, IndexOp, Kind, Tensor};
 
 /// Numbers that bf16 holds, as f32.
@@ -82,24 +82,28 @@ fn attention() {
         softcap: None,
     };
     for shape in [plain, AttentionShape { window: Some(5), softcap: Some(2.0), ..plain }] {
-        let cu_seqlens = [0, 1, 30, 101];
+        let rows = [0..1, 1..30, 30..61, 61..101];
+        let before = [vec![], vec![], vec![1..30], vec![1..30]];
+        let segments = rows.into_iter().zip(before);
+        let segments = segments.map(|(rows, before)| Segment { rows, before });
+        let segments = Segments::new(segments.collect());
         let (qkv, d_out) = (random(&[101, shape.width() as i64]), random(&[101, 64]));
         let out = d_out.empty_like();
         let sums = Tensor::empty([101, 4], (Kind::Float, Device::Cpu));
         let (half_out, half_sums) = (half(&out), sums.empty_like());
-        kernels::attention(&qkv, &cu_seqlens, shape, &out, &sums);
-        kernels::attention(&half(&qkv), &cu_seqlens, shape, &half_out, &half_sums);
+        kernels::attention(&qkv, &segments, shape, &out, &sums);
+        kernels::attention(&half(&qkv), &segments, shape, &half_out, &half_sums);
         assert_rounded("attention", &half_out, &out);
         assert!((&sums - &half_sums).abs().max().double_value(&[]) < 1e-5);
         let d_qkv = qkv.empty_like();
         let half_d_qkv = half(&d_qkv);
-        kernels::attention_backward(&d_out, &qkv, &out, &sums, &cu_seqlens, shape, &d_qkv);
+        kernels::attention_backward(&d_out, &qkv, &out, &sums, &segments, shape, &d_qkv);
         kernels::attention_backward(
             &half(&d_out),
             &half(&qkv),
             &half_out,
             &half_sums,
-            &cu_seqlens,
+            &segments,
             shape,
             &half_d_qkv,
         );

@@ -1,5 +1,9 @@
 //! A packed batch: documents one after the other in one row, without padding.
+//!
+//! Documents that begin with the same tokens may share them: the beginning is a document of its own, computed
+//! once, and each of the others continues it.
 
+use kernels::{Segment, Segments};
 use thiserror::Error;
 
 /// Tokens of several documents, and which of their hidden states predict a target.
@@ -7,10 +11,12 @@ use thiserror::Error;
 pub struct Batch {
     /// `[T]`
     pub input_ids: Vec<i64>,
-    /// `[T]`, from 0 in every document.
+    /// `[T]`, from 0 in every document, or from where the document that it continues has ended.
     pub positions: Vec<i64>,
     /// The documents' first rows and, last, T.
     pub cu_seqlens: Vec<i32>,
+    /// For each document, the earlier one that it continues, if any. Empty: none continues another.
+    pub continues: Vec<Option<usize>>,
     /// Rows whose hidden state predicts a target, each at most once, ascending.
     pub target_rows: Vec<i64>,
     /// The token to predict at each of `target_rows`.
@@ -41,6 +47,7 @@ impl Batch {
         if !covers {
             return fail("documents do not cover the tokens");
         }
+        self.check_continuations()?;
         let in_vocabulary = |ids: &[i64]| ids.iter().all(|&id| (id as u64) < vocab_size as u64);
         if !in_vocabulary(&self.input_ids) || !in_vocabulary(&self.target_ids) {
             return fail("a token id is outside the vocabulary");
@@ -55,6 +62,46 @@ impl Batch {
             || rows.iter().any(|&row| row as u64 >= tokens as u64)
         {
             return fail("target rows are not ascending rows of the batch, one per target");
+        }
+        Ok(())
+    }
+
+    /// What the attention kernels see: each document, behind the one that it continues.
+    pub(crate) fn segments(&self) -> Segments {
+        let rows = |document: usize| {
+            self.cu_seqlens[document] as usize..self.cu_seqlens[document + 1] as usize
+        };
+        let segment = |document| Segment {
+            rows: rows(document),
+            before: self.continued(document).map(rows).into_iter().collect(),
+        };
+        Segments::new((0..self.documents()).map(segment).collect())
+    }
+
+    pub(crate) fn documents(&self) -> usize {
+        self.cu_seqlens.len() - 1
+    }
+
+    /// The document that this one continues.
+    pub(crate) fn continued(&self, document: usize) -> Option<usize> {
+        self.continues.get(document).copied().flatten()
+    }
+
+    fn check_continuations(&self) -> Result<(), BatchError> {
+        let fail = |message: &str| Err(BatchError(message.to_owned()));
+        if !self.continues.is_empty() && self.continues.len() != self.documents() {
+            return fail("not one answer per document to whether it continues another");
+        }
+        for (document, earlier) in self.continues.iter().enumerate() {
+            let &Some(earlier) = earlier else { continue };
+            if earlier >= document || self.continued(earlier).is_some() {
+                return fail("a document continues one that is later, or that continues another");
+            }
+            let [start, end] = [document, earlier + 1].map(|at| self.cu_seqlens[at] as usize);
+            let is_empty = self.cu_seqlens[earlier] as usize == end;
+            if is_empty || self.positions.get(start) != Some(&(self.positions[end - 1] + 1)) {
+                return fail("positions do not go on from the document that is continued");
+            }
         }
         Ok(())
     }

@@ -9,7 +9,7 @@ use std::cell::RefCell;
 use std::path::Path;
 
 use kernels::{
-    Factors, Rotary, TargetLog, TokenLoss, cross_entropy_, cross_entropy_loss, rms_norm,
+    Factors, Rotary, Segments, TargetLog, TokenLoss, cross_entropy_, cross_entropy_loss, rms_norm,
     rms_norm_backward, softcap_, softcap_backward_, target_logs,
 };
 use tch::{Device, Kind, Tensor, no_grad};
@@ -171,8 +171,8 @@ impl Decoder {
         batch.check(self.spec.vocab_size, self.positions)?;
         let rate = adapter.dropout();
         let dropout = (rate > 0.0).then_some(Dropout { rate, seed: options.dropout_seed });
-        let rotary_rows = self.rotary_rows(batch);
-        let pass = self.pass(batch, &rotary_rows, Some(adapter), dropout);
+        let (segments, rotary_rows) = (batch.segments(), self.rotary_rows(batch));
+        let pass = self.pass(&segments, &rotary_rows, Some(adapter), dropout);
         let keep = Keep::ForBackward(options.recompute);
         let buffers = self.buffers(&self.training, batch.tokens(), Some(adapter), keep);
         no_grad(|| {
@@ -243,8 +243,8 @@ impl Decoder {
     ) -> Result<Tensor, BatchError> {
         batch.check(self.spec.vocab_size, self.positions)?;
         let buffers = self.buffers(&self.evaluation, batch.tokens(), adapter, Keep::Nothing);
-        let rotary_rows = self.rotary_rows(batch);
-        let pass = self.pass(batch, &rotary_rows, adapter, None);
+        let (segments, rotary_rows) = (batch.segments(), self.rotary_rows(batch));
+        let pass = self.pass(&segments, &rotary_rows, adapter, None);
         no_grad(|| self.forward(&batch.input_ids, &buffers, &pass));
         Ok(buffers.hidden(self.layers.len()).shallow_clone())
     }
@@ -325,13 +325,13 @@ impl Decoder {
 
     fn pass<'a>(
         &'a self,
-        batch: &'a Batch,
+        segments: &'a Segments,
         rotary_rows: &'a [i64],
         adapter: Option<&'a Adapter>,
         dropout: Option<Dropout>,
     ) -> Pass<'a> {
         Pass {
-            context: Context::Documents(&batch.cu_seqlens),
+            context: Context::Batch(segments),
             rotary_rows,
             rotary: &self.rotary,
             eps: self.spec.rms_norm_eps,
@@ -355,18 +355,26 @@ impl Decoder {
         if long { position + self.positions as i64 } else { position }
     }
 
-    /// Rows of the rotary tables of a batch, each document by its own length.
+    /// Rows of the rotary tables of a batch, each document by its own length; of those that share a beginning,
+    /// the longest decides.
     pub(crate) fn rotary_rows<'a>(&self, batch: &'a Batch) -> Cow<'a, [i64]> {
         let longest = batch.positions.iter().max().map_or(0, |&position| position as usize + 1);
         if !self.is_long(longest) {
             return Cow::Borrowed(&batch.positions);
         }
-        let documents = batch.cu_seqlens.windows(2);
-        let rows = documents.flat_map(|pair| {
-            let positions = &batch.positions[pair[0] as usize..pair[1] as usize];
-            let end = positions.iter().max().map_or(0, |&position| position as usize + 1);
-            let long = self.is_long(end);
-            positions.iter().map(move |&position| self.rotary_row(position, long))
+        let positions = |document: usize| {
+            &batch.positions
+                [batch.cu_seqlens[document] as usize..batch.cu_seqlens[document + 1] as usize]
+        };
+        let beginning = |document: usize| batch.continued(document).unwrap_or(document);
+        let mut is_long = vec![false; batch.documents()];
+        for document in 0..batch.documents() {
+            let end = positions(document).iter().max().map_or(0, |&last| last as usize + 1);
+            is_long[beginning(document)] |= self.is_long(end);
+        }
+        let rows = (0..batch.documents()).flat_map(|document| {
+            let long = is_long[beginning(document)];
+            positions(document).iter().map(move |&position| self.rotary_row(position, long))
         });
         Cow::Owned(rows.collect())
     }

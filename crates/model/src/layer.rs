@@ -2,8 +2,8 @@
 //! forward and back.
 
 use kernels::{
-    Activation, AttentionShape, Rotary, attention, attention_backward, gated, gated_backward_,
-    rms_norm, rms_norm_backward, rotate_,
+    Activation, AttentionShape, Rotary, Segments, attention, attention_backward, gated,
+    gated_backward_, rms_norm, rms_norm_backward, rotate_,
 };
 use tch::Tensor;
 
@@ -38,8 +38,8 @@ pub(crate) struct Layer {
 
 /// Where the keys and values of a pass are.
 pub(crate) enum Context<'a> {
-    /// In the pass itself: documents by their first rows and, last, the number of rows.
-    Documents(&'a [i32]),
+    /// In the pass itself.
+    Batch(&'a Segments),
     /// In caches, whose ends the pass's tokens become.
     Caches(CacheEnds<'a>),
 }
@@ -132,8 +132,8 @@ impl Layer {
         self.norm_heads(kept, pass.eps);
         self.rotate(&kept.qkv, pass, false);
         match &pass.context {
-            Context::Documents(cu_seqlens) => {
-                attention(&kept.qkv, cu_seqlens, self.shape, &kept.attention, &kept.log_sums);
+            Context::Batch(segments) => {
+                attention(&kept.qkv, segments, self.shape, &kept.attention, &kept.log_sums);
             }
             Context::Caches(ends) => ends.attend(index, &kept.qkv, self.shape, &kept.attention),
         }
@@ -268,7 +268,7 @@ impl Layer {
         pass: &Pass<'_>,
         gradients: &mut Gradients,
     ) {
-        let Context::Documents(cu_seqlens) = pass.context else {
+        let Context::Batch(segments) = pass.context else {
             unreachable!("training passes have their keys and values in themselves");
         };
         let mut product = |which: usize, dy: &Tensor, x, dx: Option<&Tensor>| {
@@ -296,7 +296,7 @@ impl Layer {
             &kept.qkv,
             &kept.attention,
             &kept.log_sums,
-            cu_seqlens,
+            segments,
             self.shape,
             &scratch.d_qkv,
         );

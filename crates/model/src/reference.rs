@@ -43,17 +43,22 @@ pub fn target_logs(
     logits.log_softmax(-1, Kind::Float).gather(1, &ids.unsqueeze(1), false).view([-1])
 }
 
-/// Logits of every row, `[T, V]`, document by document.
+/// Logits of every row, `[T, V]`, document by document; what documents share is computed for each of them.
 pub fn logits(decoder: &Decoder, batch: &Batch, adapter: Option<(&Adapter, &Tensor)>) -> Tensor {
     let ids = Tensor::from_slice(&batch.input_ids).to_device(decoder.device);
     let rotary_rows = decoder.rotary_rows(batch);
     let documents: Vec<Tensor> = batch
-        .cu_seqlens
-        .windows(2)
-        .map(|pair| {
-            let rows = i64::from(pair[0])..i64::from(pair[1]);
-            let rotary_rows = &rotary_rows[pair[0] as usize..pair[1] as usize];
-            document(decoder, &ids.i(rows), rotary_rows, adapter)
+        .segments()
+        .iter()
+        .map(|segment| {
+            let ranges = || segment.before.iter().chain([&segment.rows]);
+            let parts = ranges().map(|rows| ids.i(rows.start as i64..rows.end as i64));
+            let ids = Tensor::cat(&parts.collect::<Vec<_>>(), 0);
+            let rotary_rows: Vec<i64> =
+                ranges().flat_map(|rows| &rotary_rows[rows.clone()]).copied().collect();
+            let own = segment.rows.len() as i64;
+            let logits = document(decoder, &ids, &rotary_rows, adapter);
+            logits.narrow(0, ids.size()[0] - own, own)
         })
         .collect();
     Tensor::cat(&documents, 0)

@@ -131,6 +131,7 @@ fn documents_of(batch: &Batch) -> Vec<Batch> {
                     .map(|&i| batch.target_rows[i] - rows.start as i64)
                     .collect(),
                 target_ids: targets.iter().map(|&i| batch.target_ids[i]).collect(),
+                ..Batch::default()
             }
         })
         .collect()

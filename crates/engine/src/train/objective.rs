@@ -313,6 +313,7 @@ fn batch(packed: dataset::Packed) -> Batch {
         input_ids: packed.input_ids,
         positions: packed.positions,
         cu_seqlens: packed.cu_seqlens,
+        continues: packed.continues,
         target_rows: packed.target_rows,
         target_ids: packed.target_ids,
     }
