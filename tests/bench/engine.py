@@ -5,8 +5,13 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def cores():
+    return len(os.sched_getaffinity(0))
 
 
 def environment(threads):
@@ -39,10 +44,11 @@ def lora(rank):
 class Engine:
     """A running engine; `with` ends it."""
 
-    def __init__(self, model, threads):
+    def __init__(self, model, threads, quantization="none"):
         libraries = {"LD_LIBRARY_PATH": str(pathlib.Path(os.environ["LIBTORCH"]) / "lib")}
         self.process = subprocess.Popen(
-            [os.environ["FINETUNED_ENGINE"], "--model", str(model), "--threads", str(threads)],
+            [os.environ["FINETUNED_ENGINE"], "--model", str(model), "--threads", str(threads),
+             "--quantization", quantization],
             env=environment(threads) | libraries, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )
@@ -85,5 +91,44 @@ class Engine:
                 return int(line.split()[1]) / 1024
         raise RuntimeError("no VmHWM in /proc")
 
+    def cpu_seconds(self):
+        """What all its threads have worked so far."""
+        fields = pathlib.Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def forget_peak(self):
         pathlib.Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
+
+
+def measure(model, threads, plan):
+    """Takes a run to its end in an engine of its own; times are of its steps."""
+    steps, started, ended, peak, cpu = [], None, None, 0, [0, 0]
+    began = time.monotonic()
+    quantization = plan["hyperparameters"].get("quantization", "none")
+    with Engine(model, threads, quantization) as ours:
+        for report in ours.train(plan):
+            if report["type"] == "started":
+                started, cpu[0] = time.monotonic(), ours.cpu_seconds()
+            if report["type"] == "step":
+                ended, cpu[1], peak = time.monotonic(), ours.cpu_seconds(), ours.peak_mib()
+                steps.append(report)
+    return {
+        "seconds": ended - started, "cpu_seconds": cpu[1] - cpu[0], "start_seconds": started - began,
+        "tokens": sum(step["tokens"] for step in steps), "targets": sum(step["target_tokens"] for step in steps),
+        "losses": [step["train_loss"] for step in steps], "steps": steps, "peak_mib": peak,
+    }
+
+
+def run_beside(script, options, folder, **changes):
+    """Runs the other side of a comparison in a process of its own, with the options as its one argument."""
+    result = folder / f"theirs-{time.monotonic_ns()}.json"
+    settings = vars(options) | {"result": result} | changes
+    settings = {key: str(v) if isinstance(v, pathlib.Path) else v for key, v in settings.items()}
+    began = time.time()
+    subprocess.run(
+        [sys.executable, script, json.dumps(settings)], env=environment(options.threads), check=True,
+        stdout=sys.stderr,
+    )
+    figures = json.loads(result.read_text())
+    figures["start_seconds"] = figures.pop("started_at") - began
+    return figures

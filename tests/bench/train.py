@@ -4,7 +4,7 @@ Same rows in the same order, same model, rank, learning rate, batch size, number
 Theirs is the Trainer with its usual padding collator, each in a process of its own, one after the other
 (ours, theirs). A step's time is that of the whole optimizer step. Prints a table and, last, one JSON line.
 
-    cargo xtask bench train [--rows 128] [--data tests/data/address_train.jsonl] [--rounds 1]
+    cargo xtask bench train [--rows 128] [--data tests/data/address_train.jsonl] [--rounds 1] [--quantization nf4]
 """
 
 import argparse
@@ -35,7 +35,8 @@ def arguments(words=None):
     parser.add_argument("--max-seq-len", type=int, default=1024)
     parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--quantization", choices=["none", "nf4"], default="none", help="of the base model")
+    parser.add_argument("--threads", type=int, default=engine.cores())
     parser.add_argument("--rounds", type=int, default=1, help="each round runs ours, then theirs")
     parser.add_argument("--seed", type=int, default=42)
     return parser.parse_args(words)
@@ -81,37 +82,13 @@ def run_ours(options, rows, model, folder):
     plan = engine.plan(
         rows, output, batch_size=options.batch_size, learning_rate=options.learning_rate,
         max_seq_len=options.max_seq_len, seed=options.seed, lora=engine.lora(options.rank),
+        quantization=options.quantization,
     )
-    losses, tokens, targets, started, ended, peak = [], 0, 0, None, None, 0
-    began = time.monotonic()
-    with engine.Engine(model, options.threads) as ours:
-        for report in ours.train(plan):
-            if report["type"] == "started":
-                started = time.monotonic()
-            if report["type"] == "step":
-                ended = time.monotonic()
-                losses.append(report["train_loss"])
-                tokens += report["tokens"]
-                targets += report["target_tokens"]
-                peak = ours.peak_mib()
-    return {
-        "seconds": ended - started, "tokens": tokens, "targets": targets, "losses": losses,
-        "peak_mib": peak, "start_seconds": started - began,
-    }
+    return engine.measure(model, options.threads, plan)
 
 
 def run_theirs(options, rows, model, folder):
-    result = folder / f"theirs-{time.monotonic_ns()}.json"
-    began = time.time()
-    settings = vars(options) | {"rows": str(rows), "model": str(model), "result": str(result)}
-    settings = {key: str(v) if isinstance(v, pathlib.Path) else v for key, v in settings.items()}
-    subprocess.run(
-        [sys.executable, HERE / "train_peft.py", json.dumps(settings)],
-        env=engine.environment(options.threads), check=True, stdout=sys.stderr,
-    )
-    figures = json.loads(result.read_text())
-    figures["start_seconds"] = figures.pop("started_at") - began
-    return figures
+    return engine.run_beside(HERE / "train_peft.py", options, folder, rows=rows, model=model)
 
 
 def gemm_rate(config, threads):
@@ -158,11 +135,13 @@ def report(options, model, ours, theirs):
     difference = max(abs(a / b - 1) for a, b in pairs)
     speed = {n: s["tokens"] / s["seconds"] for n, s in [("ours", ours), ("theirs", theirs)]}
     print(f"\n{options.rows} rows of {options.data.name if not options.full else 'full length'}, {ours['tokens']} tokens, {ours['targets']} targets,")
-    print(f"batch {options.batch_size}, rank {options.rank}, {options.threads} threads, fp32\n")
+    base = ", base model in NF4" if options.quantization == "nf4" else ""
+    print(f"batch {options.batch_size}, rank {options.rank}, {options.threads} threads, fp32{base}\n")
     print(f"{'':22}{'ours':>12}{'peft':>12}{'ratio':>9}")
     rows = [
         ("tokens per second", speed["ours"], speed["theirs"]),
         ("target tokens per s", *(s["targets"] / s["seconds"] for s in (ours, theirs))),
+        ("CPU seconds", ours["cpu_seconds"], theirs["cpu_seconds"]),
         ("peak memory, MiB", ours["peak_mib"], theirs["peak_mib"]),
         ("start to 1st step, s", ours["start_seconds"], theirs["start_seconds"]),
     ]
@@ -176,10 +155,11 @@ def report(options, model, ours, theirs):
     print(f"the machine's own matrix product on these shapes: {rate / 1e9:.1f} GFLOP/s")
     print(f"loss of the first {len(pairs)} steps: at most {100 * difference:.3f} % apart")
     print(json.dumps({
-        "bench": "train", "data": "full" if options.full else options.data.name, "rows": options.rows, "threads": options.threads,
+        "bench": "train", "quantization": options.quantization, "data": "full" if options.full else options.data.name, "rows": options.rows, "threads": options.threads,
         "tokens": ours["tokens"], "target_tokens": ours["targets"],
         "ours_tokens_per_s": round(speed["ours"], 2), "peft_tokens_per_s": round(speed["theirs"], 2),
         "ratio": round(speed["ours"] / speed["theirs"], 3),
+        "cpu_ratio": round(theirs["cpu_seconds"] / ours["cpu_seconds"], 3),
         "ours_peak_mib": round(ours["peak_mib"], 1), "peft_peak_mib": round(theirs["peak_mib"], 1),
         "ours_start_s": round(ours["start_seconds"], 2), "peft_start_s": round(theirs["start_seconds"], 2),
         "gemm_gflops": round(rate / 1e9, 1), "ours_gemm_share": round(share["ours"], 3),
@@ -191,8 +171,8 @@ def report(options, model, ours, theirs):
         sys.exit("the losses differ by more than 1 %: the two sides do not do the same work")
 
 
-def main():
-    options = arguments()
+def main(words=None):
+    options = arguments(words)
     with tempfile.TemporaryDirectory(prefix="finetuned-bench-") as name:
         folder = pathlib.Path(name)
         rows, model = prepare(options, folder)

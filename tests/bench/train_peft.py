@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch.utils.data import SequentialSampler
 from transformers import (
-    AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainerCallback,
+    AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, DataCollatorForSeq2Seq, Trainer, TrainerCallback,
     TrainingArguments,
 )
 
@@ -67,13 +67,14 @@ class InOrder(Trainer):
 
 class Clock(TrainerCallback):
     def __init__(self):
-        self.losses, self.started_at, self.ended_at = [], None, None
+        self.losses, self.started_at, self.ended_at, self.cpu_started, self.cpu_ended = [], None, None, None, None
 
     def on_step_begin(self, *_, **__):
+        self.cpu_started = self.cpu_started or time.process_time()
         self.started_at = self.started_at or time.time()
 
     def on_step_end(self, *_, **__):
-        self.ended_at = time.time()
+        self.ended_at, self.cpu_ended = time.time(), time.process_time()
 
     def on_log(self, _, __, ___, logs=None, **____):
         if logs and "loss" in logs:
@@ -85,7 +86,13 @@ def main():
     torch.set_num_threads(o["threads"])
     torch.manual_seed(o["seed"])
     tokenizer = AutoTokenizer.from_pretrained(o["model"])
-    model = AutoModelForCausalLM.from_pretrained(o["model"], dtype=torch.float32)
+    quantized = {}
+    if o["quantization"] == "nf4":
+        quantized["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.float32,
+        )
+    model = AutoModelForCausalLM.from_pretrained(o["model"], dtype=torch.float32, **quantized)
     model = get_peft_model(model, LoraConfig(
         r=o["rank"], lora_alpha=2 * o["rank"], lora_dropout=0.0, task_type="CAUSAL_LM",
         target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
@@ -106,6 +113,7 @@ def main():
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     json.dump({
         "seconds": clock.ended_at - clock.started_at, "started_at": clock.started_at,
+        "cpu_seconds": clock.cpu_ended - clock.cpu_started,
         "tokens": sum(len(e["input_ids"]) for e in examples),
         # The first token of a row predicts nothing.
         "targets": sum(sum(label >= 0 for label in e["labels"][1:]) for e in examples),

@@ -13,8 +13,10 @@ use crate::workspace::{Profile, Workspace};
 const LIMIT: Duration = Duration::from_secs(60 * 60);
 
 /// Name, script, and what it measures.
-const BENCHES: [(&str, &str, &str); 4] = [
+const BENCHES: [(&str, &str, &str); 6] = [
     ("train", "tests/bench/train.py", "tokens per second and peak memory of training"),
+    ("qlora", "tests/bench/qlora.py", "the same over a base model in 4 bits"),
+    ("dpo", "tests/bench/dpo.py", "training on preference pairs, against trl"),
     ("decode", "tests/bench/decode.py", "tokens per second of answers, one and eight at once"),
     ("memory", "tests/bench/memory.py", "the memory estimate against what the engine takes"),
     ("adapter", "tests/bench/adapter.py", "our adapter in peft: the same greedy answers"),
@@ -26,11 +28,17 @@ pub fn run(workspace: &Workspace, arguments: &[String]) -> Result<ExitCode> {
         BENCHES.iter().find(|(known, ..)| known == name).ok_or_else(known_names)?;
     setup::run(workspace, false)?;
     setup::reference(workspace)?;
+    let mut packages = vec![workspace.deps().join("reference")];
+    if name == "dpo" {
+        setup::preference(workspace)?;
+        packages.push(workspace.deps().join("trl"));
+    }
     up::build(workspace, Profile::Release)?;
     let mut bench = workspace.python("reference");
     bench
         .arg(script)
         .args(rest)
+        .env("PYTHONPATH", std::env::join_paths(packages)?)
         .env("FINETUNED_BIN", workspace.binaries(Profile::Release)?.join("finetuned"))
         .env("FINETUNED_ENGINE", workspace.binaries(Profile::Release)?.join("finetuned-engine"))
         .env("FINETUNED_TEST_MODELS", workspace.models())

@@ -53,6 +53,12 @@ pub fn reference(workspace: &Workspace) -> Result {
     )
 }
 
+/// trl, beside the reference environment.
+pub fn preference(workspace: &Workspace) -> Result {
+    let _lock = lock(workspace)?;
+    python::install_alone(workspace, "trl", "trl, for the bench of preference training", 200)
+}
+
 /// One set-up at a time: a second one waits here, then finds everything done.
 fn lock(workspace: &Workspace) -> Result<File> {
     fs::create_dir_all(workspace.scratch())?;

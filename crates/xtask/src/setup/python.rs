@@ -19,6 +19,22 @@ pub fn is_ready(workspace: &Workspace, name: &str) -> bool {
 
 /// Installs `requirements/NAME.txt` into `.deps/NAME`.
 pub fn install(workspace: &Workspace, name: &str, title: &str, expected_mb: u64) -> Result {
+    install_with(workspace, name, title, expected_mb, &[])
+}
+
+/// The same without what the packages need themselves: the file names all of them, or they are in another
+/// folder that is used together with this one.
+pub fn install_alone(workspace: &Workspace, name: &str, title: &str, expected_mb: u64) -> Result {
+    install_with(workspace, name, title, expected_mb, &["--no-deps"])
+}
+
+fn install_with(
+    workspace: &Workspace,
+    name: &str,
+    title: &str,
+    expected_mb: u64,
+    options: &[&str],
+) -> Result {
     if is_ready(workspace, name) {
         return Ok(());
     }
@@ -26,7 +42,9 @@ pub fn install(workspace: &Workspace, name: &str, title: &str, expected_mb: u64)
     let finished = folder.join("finished");
     let mut command = packages::pip(&folder)?;
     command
-        .args(["install", "--no-warn-script-location", "--no-warn-conflicts", "--target"])
+        .args(["install", "--no-warn-script-location", "--no-warn-conflicts"])
+        .args(options)
+        .arg("--target")
         .arg(&finished)
         .arg("-r")
         .arg(workspace.requirements(name))
