@@ -6,6 +6,7 @@ Writes into tests/golden/dataset/:
   tokenizer.json, tokenizer_config.json   a small byte-level BPE tokenizer, trained on tests/data
   NAME.jinja                              chat templates in the common styles, written for this test
   cases.json                              conversations with text, ids, loss mask and prompt ids
+  texts.json                              plain texts with ids, as trl trains on them
   orders.json                             epoch orders, from an independent implementation
   smollm2.json                            (with --smollm2) ids and masks of rows of tests/data
 
@@ -19,7 +20,7 @@ import json
 import re
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 HERE = Path(__file__).parent
@@ -273,6 +274,39 @@ def write_cases(backend):
     (OUT / "chat_ml_generation.jinja").write_text(generation)
 
 
+TEXTS = [
+    "It was the best of times, it was the worst of times.",
+    " leading space\n\nand  12345 lines\n",
+    "Grüße aus Köln 👩‍🚀\t漢字",
+    "a",
+    "def f(x):\n    return x  # <b>&amp;</b>\n" * 9,
+]
+
+# What a tokenizer may be told about the token before a text: in tokenizer.json, in the configuration, in both.
+TEXT_STARTS = {
+    "nothing": (None, {}),
+    "processor": ("<|begin_of_text|>", {}),
+    "configuration": (None, {"add_bos_token": True}),
+    "configuration_against_processor": ("<|begin_of_text|>", {"add_bos_token": False}),
+}
+
+
+def write_texts():
+    """Each text as trl's SFTTrainer encodes it: the end-of-text token written behind it, then tokenised."""
+    cases = []
+    for name, (start, config) in TEXT_STARTS.items():
+        backend = Tokenizer.from_file(str(OUT / "tokenizer.json"))
+        if start:
+            backend.post_processor = processors.TemplateProcessing(
+                single=f"{start} $A", special_tokens=[(start, backend.token_to_id(start))])
+        config = {"bos_token": "<|begin_of_text|>", "eos_token": "<|endoftext|>", **config}
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **config)
+        processor = json.loads(backend.to_str())["post_processor"] if start else None
+        ids = [tokenizer(text=text + tokenizer.eos_token)["input_ids"] for text in TEXTS]
+        cases.append({"name": name, "config": config, "post_processor": processor, "ids": ids})
+    write("texts.json", {"texts": TEXTS, "cases": cases})
+
+
 def write(name, value):
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     (OUT / name).write_text(re.sub(r'(\{"template")', r"\n\1", text) + "\n")
@@ -343,6 +377,7 @@ def main():
     (OUT / "tokenizer_config.json").write_text(json.dumps(
         {"bos_token": "<|im_start|>", "eos_token": {"content": "<|im_end|>"}}) + "\n")
     write_cases(backend)
+    write_texts()
     write_orders()
     if arguments.smollm2:
         write_smollm2(arguments.smollm2)

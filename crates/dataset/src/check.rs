@@ -9,8 +9,8 @@ use std::path::Path;
 
 use rayon::prelude::*;
 
-use crate::format::Format;
-use crate::inspect::{Finding, RawRow, inspect};
+use crate::format::{Expected, Format};
+use crate::inspect::{Finding, RawRow, format_of, inspect};
 use crate::lines::{Line, LineSplitter};
 use crate::mask::Example;
 use crate::order::Dataset;
@@ -40,8 +40,8 @@ impl FileRole {
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     pub role: FileRole,
-    /// What every row must be.
-    pub format: Format,
+    /// What the rows may be.
+    pub expected: Expected,
     pub min_examples: u64,
     /// Examples are cut to this many tokens.
     pub max_seq_len: usize,
@@ -52,10 +52,11 @@ pub struct Limits {
 }
 
 impl Limits {
-    pub fn new(role: FileRole, format: Format, max_seq_len: usize) -> Self {
+    pub fn new(role: FileRole, expected: impl Into<Expected>, max_seq_len: usize) -> Self {
+        let expected = expected.into();
         let min_examples = if role == FileRole::Training { 10 } else { 1 };
         let (max_line_bytes, max_problems) = (4 << 20, 1000);
-        Self { role, format, min_examples, max_seq_len, max_line_bytes, max_problems }
+        Self { role, expected, min_examples, max_seq_len, max_line_bytes, max_problems }
     }
 }
 
@@ -66,6 +67,8 @@ pub struct Checked {
     pub problems: Vec<Problem>,
     /// All problems.
     pub total_problems: u64,
+    /// What the rows are.
+    pub format: Format,
     pub stats: Stats,
 }
 
@@ -85,6 +88,8 @@ struct Rows<'t> {
     limits: Limits,
     batch: Vec<RawRow>,
     batch_bytes: usize,
+    /// What every row must be: the format that was asked for, or of the first row that may be taken.
+    decided: Option<Format>,
     /// The format of the first row that has one.
     found: Option<Format>,
     problems: ProblemList,
@@ -101,6 +106,7 @@ impl<'t> Checker<'t> {
             limits,
             batch: Vec::new(),
             batch_bytes: 0,
+            decided: limits.expected.known(),
             found: None,
             problems: ProblemList::new(limits.max_problems),
             stats: Stats::default(),
@@ -127,19 +133,25 @@ impl<'t> Checker<'t> {
         rows.flush();
         rows.check_whole();
         let rows = self.rows;
+        let format = rows.format();
         let checked = Checked {
             problems: rows.problems.kept,
             total_problems: rows.problems.total,
+            format,
             stats: rows.stats,
         };
-        let examples = rows.examples.unwrap_or_default();
-        let mut data = Dataset::grouped(examples, rows.limits.format.sequences());
+        let mut data = Dataset::grouped(rows.examples.unwrap_or_default(), format.sequences());
         data.labels = rows.labels;
+        data.format = format;
         (checked, data)
     }
 }
 
 impl Rows<'_> {
+    fn format(&self) -> Format {
+        self.decided.unwrap_or(Format::Chat)
+    }
+
     fn line(&mut self, line: Line<'_>) {
         match line {
             Line::Whole { bytes, .. } if bytes.trim_ascii().is_empty() => {}
@@ -165,33 +177,49 @@ impl Rows<'_> {
         let rows = std::mem::take(&mut self.batch);
         self.batch_bytes = 0;
         let (tokenizer, limits) = (self.tokenizer, self.limits);
+        if self.decided.is_none() {
+            let formats = rows.iter().filter_map(|row| format_of(&row.bytes));
+            self.decided = formats.into_iter().find(|&format| limits.expected.takes(format));
+        }
+        let format = self.format();
         let findings: Vec<Finding> =
-            rows.into_par_iter().map(|row| inspect(tokenizer, limits, &row)).collect();
+            rows.into_par_iter().map(|row| inspect(tokenizer, limits, format, &row)).collect();
         for finding in findings {
             self.take(finding);
         }
     }
 
     fn take(&mut self, finding: Finding) {
-        let expected = self.limits.format;
+        let format = self.format();
+        let foreign = finding.format.filter(|&found| found != format);
+        if let Some(other) = foreign.filter(|&other| self.limits.expected.takes(other)) {
+            self.problems.push(mixed(finding.number, format, other));
+            return;
+        }
         if self.found.is_none() {
             self.found = finding.format;
-            if let Some(found) = finding.format.filter(|&format| format != expected) {
-                self.problems.push(unexpected_format(finding.number, expected, found));
+            if let Some(found) = foreign {
+                self.problems.push(unexpected_format(
+                    finding.number,
+                    format,
+                    self.limits.expected,
+                    found,
+                ));
             }
         }
-        let foreign = finding.format.is_some_and(|format| format != expected);
-        if foreign && finding.format == self.found {
+        if foreign.is_some() && finding.format == self.found {
             // Said once for the whole file.
             return;
         }
+        let counts = counts(format, &finding);
         self.problems.append(finding.problems);
         if finding.examples.is_empty() {
             return;
         }
-        self.stats.add(finding.number, counts(&finding.examples));
+        self.stats.add(finding.number, counts);
         self.stats.n_old_keys += u64::from(finding.old_keys);
-        if let [a, b] = finding.examples.as_slice()
+        if format == Format::Preference
+            && let [a, b] = finding.examples.as_slice()
             && a.input_ids == b.input_ids
         {
             self.stats.add_equal_pair(finding.number);
@@ -207,7 +235,13 @@ impl Rows<'_> {
 
     /// What only the whole file shows.
     fn check_whole(&mut self) {
-        let (count, least) = (self.stats.n_examples, self.limits.min_examples);
+        let format = self.format();
+        let least = self.limits.min_examples;
+        let count = match format {
+            // A book is one row, and many examples.
+            Format::Text => self.stats.n_examples.max(self.stats.n_sequences),
+            _ => self.stats.n_examples,
+        };
         let name = self.limits.role.name();
         if count == 0 {
             let message = format!("{name} file is empty: it has no example");
@@ -218,7 +252,7 @@ impl Rows<'_> {
             );
             self.problems.push(Problem::of_file(code::INVALID_N_EXAMPLES, message));
         } else if self.problems.is_empty() && self.stats.target_tokens == 0 {
-            let why = match self.limits.format {
+            let why = match format {
                 Format::Preference | Format::Labelled => "of every example an answer lies",
                 _ => "every assistant message has weight 0 or lies",
             };
@@ -233,52 +267,76 @@ impl Rows<'_> {
 }
 
 /// Counts of a row by its sequences. A pair of which one answer was cut off has no targets.
-fn counts(examples: &[Example]) -> RowCounts {
+fn counts(format: Format, finding: &Finding) -> RowCounts {
+    let examples = &finding.examples;
     let targets = || examples.iter().map(Example::targets);
+    let lengths = || examples.iter().map(|example| example.full_len);
+    let is_text = format == Format::Text;
     RowCounts {
-        full: examples.iter().map(|example| example.full_len).sum(),
-        longest: examples.iter().map(|example| example.full_len).max().unwrap_or(0),
+        full: lengths().sum(),
+        // The sequences of a text are its pieces.
+        longest: if is_text { lengths().sum() } else { lengths().max().unwrap_or(0) },
         kept: examples.iter().map(|example| example.input_ids.len()).sum(),
         targets: if targets().any(|count| count == 0) { 0 } else { targets().sum() },
+        trains: finding.trains,
+        sequences: if is_text { examples.len() } else { 1 },
     }
 }
 
-fn unexpected_format(line: u64, expected: Format, found: Format) -> Problem {
-    let wanted = match expected {
-        Format::Preference => {
-            "'input', 'preferred_output' and 'non_preferred_output' in every example"
-        }
-        Format::Labelled => "'input', 'completion' and 'label' in every example",
-        _ => "'messages' in every example",
-    };
-    let hint = match found {
-        Format::Preference => " (train those with method 'dpo')",
-        Format::Chat => " (train those with method 'supervised')",
-        Format::Labelled => " (train those with method 'dpo' and loss_type 'kto')",
-        Format::PromptCompletion => "",
-    };
-    let missing = match expected {
-        Format::Preference => "input",
-        Format::Labelled => "label",
-        _ => "messages",
-    };
+fn mixed(line: u64, format: Format, found: Format) -> Problem {
     let message = format!(
-        "Unexpected file format, expected {expected} ({wanted}), but example {line} looks like \
-         {found}{hint}. Example {line} is missing key '{missing}'."
+        "Example {line} looks like {found}, but the first rows of the file are {format}: all rows \
+         of a file must be of one kind"
     );
     Problem::of_line(code::UNEXPECTED_FORMAT, line, message)
 }
 
-/// Reads a checked file of rows of `format` for training: every sequence of a row as an [`Example`],
-/// in the order of lines, each cut to `max_seq_len` tokens. Fails with all problems where the file has
+fn unexpected_format(line: u64, format: Format, expected: Expected, found: Format) -> Problem {
+    let wanted = match format {
+        Format::Preference => {
+            "'input', 'preferred_output' and 'non_preferred_output' in every example"
+        }
+        Format::Labelled => "'input', 'completion' and 'label' in every example",
+        Format::Text => "'text' in every example",
+        _ => "'messages' in every example",
+    };
+    let or_text = match expected {
+        Expected::Supervised => ", or plain text ('text' in every example)",
+        Expected::One(_) => "",
+    };
+    let hint = match found {
+        Format::Preference => " (train those with method 'dpo')",
+        Format::Chat | Format::Text if matches!(format, Format::Chat | Format::Text) => {
+            " (the validation file must hold what the training file does)"
+        }
+        Format::Chat | Format::Text => " (train those with method 'supervised')",
+        Format::Labelled => " (train those with method 'dpo' and loss_type 'kto')",
+        Format::PromptCompletion => "",
+    };
+    let missing = match format {
+        Format::Preference => "input",
+        Format::Labelled => "label",
+        Format::Text => "text",
+        _ => "messages",
+    };
+    let message = format!(
+        "Unexpected file format, expected {format} ({wanted}){or_text}, but example {line} looks \
+         like {found}{hint}. Example {line} is missing key '{missing}'."
+    );
+    Problem::of_line(code::UNEXPECTED_FORMAT, line, message)
+}
+
+/// Reads a checked file of such rows for training: every sequence of a row as an [`Example`], in the
+/// order of lines, each cut to `max_seq_len` tokens (texts: split). Fails with all problems where the file has
 /// any; the minimum number of examples is not asked for (the server has done that).
 pub fn load(
     path: &Path,
-    format: Format,
+    expected: impl Into<Expected>,
     tokenizer: &ChatTokenizer,
     max_seq_len: usize,
 ) -> Result<Dataset, Vec<Problem>> {
-    let limits = Limits { min_examples: 1, ..Limits::new(FileRole::Training, format, max_seq_len) };
+    let limits = Limits::new(FileRole::Training, expected, max_seq_len);
+    let limits = Limits { min_examples: 1, ..limits };
     let mut checker = Checker::new(tokenizer, limits);
     checker.rows.examples = Some(Vec::new());
     let unreadable = |error: std::io::Error| {

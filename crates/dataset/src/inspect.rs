@@ -1,7 +1,7 @@
 //! What one line of a file amounts to: the sequences that it trains, or its faults.
 //!
 //! Rows of every format end here as sequences of tokens: one of a chat row, two of a pair (the
-//! preferred answer first).
+//! preferred answer first), one or more of a text.
 
 use crate::check::Limits;
 use crate::error::TemplateError;
@@ -11,6 +11,7 @@ use crate::mask::Example;
 use crate::preference::read_pair;
 use crate::problem::{Problem, ProblemList, code};
 use crate::row::{Conversation, read_object, read_row};
+use crate::text::{self, read_text};
 use crate::tokenizer::ChatTokenizer;
 
 /// A line as it stands in the file.
@@ -29,23 +30,42 @@ pub(crate) struct Finding {
     pub problems: ProblemList,
     /// The sequences of a row without fault.
     pub examples: Vec<Example>,
+    /// Whether it has something to train on, before anything is cut off.
+    pub trains: bool,
     /// Whether it uses keys of an older version of its format.
     pub old_keys: bool,
     /// Of a labelled row without fault.
     pub label: Option<bool>,
 }
 
-pub(crate) fn inspect(tokenizer: &ChatTokenizer, limits: Limits, row: &RawRow) -> Finding {
+/// What a line looks like, as far as it can be read at all.
+pub(crate) fn format_of(bytes: &[u8]) -> Option<Format> {
+    let text = std::str::from_utf8(bytes).ok()?;
+    Format::of(&read_object(0, text, &mut ProblemList::new(0))?)
+}
+
+/// Checks a line as a row of `format`.
+pub(crate) fn inspect(
+    tokenizer: &ChatTokenizer,
+    limits: Limits,
+    format: Format,
+    row: &RawRow,
+) -> Finding {
     let mut finding = Finding {
         number: row.number,
         format: None,
         problems: ProblemList::new(limits.max_problems),
         examples: Vec::new(),
+        trains: true,
         old_keys: false,
         label: None,
     };
     let conversations = match std::str::from_utf8(&row.bytes) {
-        Ok(text) => read(limits.format, text, &mut finding),
+        Ok(text) if format == Format::Text => {
+            encode_text(tokenizer, limits.max_seq_len, text, &mut finding);
+            return finding;
+        }
+        Ok(text) => read(format, text, &mut finding),
         Err(error) => {
             finding.problems.push(invalid_utf8(row, error.valid_up_to()));
             Vec::new()
@@ -58,6 +78,8 @@ pub(crate) fn inspect(tokenizer: &ChatTokenizer, limits: Limits, row: &RawRow) -
     if !problems.is_empty() {
         return finding;
     }
+    let trains = |conversation: &Conversation| conversation.trained().contains(&true);
+    finding.trains = conversations.iter().all(trains);
     let mut told = None;
     for conversation in &conversations {
         match tokenizer.encode_example(conversation, limits.max_seq_len) {
@@ -74,6 +96,23 @@ pub(crate) fn inspect(tokenizer: &ChatTokenizer, limits: Limits, row: &RawRow) -
         finding.examples.clear();
     }
     finding
+}
+
+/// The sequences of a row of text; none when it has a fault.
+fn encode_text(tokenizer: &ChatTokenizer, max_seq_len: usize, row: &str, finding: &mut Finding) {
+    let (line, problems) = (finding.number, &mut finding.problems);
+    let Some(row) = read_object(line, row, problems) else { return };
+    finding.format = Format::of(&row);
+    let Some(text) = read_text(line, row, problems) else { return };
+    let (code, fault) = match tokenizer.control.find(&text) {
+        Some(token) => (code::SPECIAL_TOKEN, format!("contains an invalid token: {token}")),
+        None => match tokenizer.encode_text(&text, max_seq_len) {
+            Ok(examples) => return finding.examples = examples,
+            Err(error) => (code::TOKENIZER, format!("cannot be encoded: {error}")),
+        },
+    };
+    let problem = Problem::of_line(code, line, format!("Example {line} {fault}"));
+    problems.push(problem.at(text::KEY));
 }
 
 /// The conversations of a row in the expected format; none when it has a fault.

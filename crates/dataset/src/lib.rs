@@ -29,11 +29,12 @@ mod stream;
 mod template;
 #[cfg(test)]
 mod testing;
+mod text;
 mod tokenizer;
 
 pub use check::{Checked, Checker, FileRole, Limits, load};
 pub use error::{LoadError, TemplateError};
-pub use format::Format;
+pub use format::{Expected, Format};
 pub use mask::Example;
 pub use order::{Cursor, Dataset};
 pub use pack::{Packed, PackedRows, pack, pack_rows};

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use crate::format::Format;
 use crate::mask::Example;
 
 /// Sebastiano Vigna's SplitMix64.
@@ -64,6 +65,8 @@ pub struct Dataset {
     per_row: usize,
     /// Of labelled rows: whether the answer is a good one.
     pub labels: Vec<bool>,
+    /// What the rows of the file were.
+    pub format: Format,
     /// The permutation in use; it saves a shuffle per step.
     current: Mutex<Option<Shuffled>>,
 }
@@ -84,7 +87,8 @@ impl Dataset {
     /// Rows of `per_row` sequences each, one row behind the other.
     pub fn grouped(examples: Vec<Example>, per_row: usize) -> Self {
         let per_row = per_row.max(1);
-        Self { examples, per_row, labels: Vec::new(), current: Mutex::new(None) }
+        let (labels, format) = (Vec::new(), Format::Chat);
+        Self { examples, per_row, labels, format, current: Mutex::new(None) }
     }
 
     /// Rows: what batches are counted in.

@@ -76,6 +76,8 @@ pub mod code {
     pub const SPECIAL_TOKEN: &str = "special_token";
     /// The model's chat template refuses the row or gives no certain loss mask for it.
     pub const CHAT_TEMPLATE: &str = "chat_template";
+    /// The model's tokenizer fails on the text.
+    pub const TOKENIZER: &str = "tokenizer";
 }
 
 /// The first problems, and how many there were.

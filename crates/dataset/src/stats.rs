@@ -10,9 +10,11 @@ const MAX_LINES: usize = 1000;
 pub struct Stats {
     /// Rows: lines that are not blank.
     pub n_examples: u64,
+    /// What batches are counted in: examples, long texts by their pieces.
+    pub n_sequences: u64,
     /// Tokens of all whole examples.
     pub tokens: u64,
-    /// Tokens that are left after cutting each example at `max_seq_len`.
+    /// Tokens after cutting, or splitting, each example at `max_seq_len`.
     pub tokens_after_truncation: u64,
     /// Tokens that are trained on, after truncation.
     pub target_tokens: u64,
@@ -22,7 +24,15 @@ pub struct Stats {
     pub n_truncated: u64,
     /// Their lines, the first 1000.
     pub truncated_lines: Vec<u64>,
-    /// Examples without a token to train on: all weights 0, or all answers cut off.
+    /// Texts that are longer than `max_seq_len` and were split into several sequences.
+    pub n_split: u64,
+    /// Their lines, the first 1000.
+    pub split_lines: Vec<u64>,
+    /// Examples that lose every token to train on to `max_seq_len` (pairs: those of an answer).
+    pub n_targets_cut: u64,
+    /// Their lines, the first 1000.
+    pub lines_targets_cut: Vec<u64>,
+    /// Examples that never had a token to train on: all weights are 0.
     pub n_without_targets: u64,
     /// Their lines, the first 1000.
     pub lines_without_targets: Vec<u64>,
@@ -55,6 +65,10 @@ pub(crate) struct RowCounts {
     pub longest: usize,
     pub kept: usize,
     pub targets: usize,
+    /// Whether the whole row has targets.
+    pub trains: bool,
+    /// What batches are counted in.
+    pub sequences: usize,
 }
 
 impl Stats {
@@ -63,11 +77,19 @@ impl Stats {
         self.tokens_after_truncation += row.kept as u64;
         self.target_tokens += row.targets as u64;
         self.max_tokens = self.max_tokens.max(row.longest as u64);
+        self.n_sequences += row.sequences as u64;
+        if row.sequences > 1 {
+            self.n_split += 1;
+            push_line(&mut self.split_lines, line);
+        }
         if row.kept < row.full {
             self.n_truncated += 1;
             push_line(&mut self.truncated_lines, line);
         }
-        if row.targets == 0 {
+        if row.targets == 0 && row.trains {
+            self.n_targets_cut += 1;
+            push_line(&mut self.lines_targets_cut, line);
+        } else if row.targets == 0 {
             self.n_without_targets += 1;
             push_line(&mut self.lines_without_targets, line);
         }
@@ -105,7 +127,17 @@ mod tests {
     fn lengths_fall_into_powers_of_two() {
         let mut stats = Stats::default();
         for full in [1, 16, 17, 32, 100] {
-            stats.add(1, RowCounts { full, longest: full, kept: full, targets: 1 });
+            stats.add(
+                1,
+                RowCounts {
+                    full,
+                    longest: full,
+                    kept: full,
+                    targets: 1,
+                    trains: true,
+                    sequences: 1,
+                },
+            );
         }
         let buckets: Vec<_> = stats.lengths.iter().map(|b| (b.max_tokens, b.examples)).collect();
         assert_eq!(buckets, [(16, 2), (32, 2), (64, 0), (128, 1)]);
@@ -114,11 +146,21 @@ mod tests {
     #[test]
     fn cut_and_empty_rows_are_named() {
         let mut stats = Stats::default();
-        stats.add(4, RowCounts { full: 10, longest: 10, kept: 10, targets: 2 });
-        stats.add(5, RowCounts { full: 20, longest: 20, kept: 12, targets: 0 });
-        assert_eq!((stats.tokens, stats.tokens_after_truncation, stats.target_tokens), (30, 22, 2));
+        stats.add(
+            4,
+            RowCounts { full: 10, longest: 10, kept: 10, targets: 2, trains: true, sequences: 1 },
+        );
+        let masked =
+            RowCounts { full: 8, longest: 8, kept: 8, targets: 0, trains: false, sequences: 1 };
+        stats.add(6, masked);
+        stats.add(
+            5,
+            RowCounts { full: 20, longest: 20, kept: 12, targets: 0, trains: true, sequences: 1 },
+        );
+        assert_eq!((stats.tokens, stats.tokens_after_truncation, stats.target_tokens), (38, 30, 2));
         assert_eq!((stats.n_truncated, stats.truncated_lines), (1, vec![5]));
-        assert_eq!((stats.n_without_targets, stats.lines_without_targets), (1, vec![5]));
+        assert_eq!((stats.n_targets_cut, stats.lines_targets_cut), (1, vec![5]));
+        assert_eq!((stats.n_without_targets, stats.lines_without_targets), (1, vec![6]));
         assert_eq!(stats.max_tokens, 20);
     }
 }

@@ -16,6 +16,7 @@ use crate::error::{LoadError, TemplateError};
 use crate::mask::Header;
 use crate::stream::TextStream;
 use crate::template::{ChatTemplate, Scene};
+use crate::text::TextEnds;
 
 /// The files of a tokenizer, as bytes.
 #[derive(Debug, Clone, Copy)]
@@ -32,11 +33,12 @@ pub struct ChatTokenizer {
     template: ChatTemplate,
     /// A second template for conversations with tools, which some models have.
     tool_template: Option<ChatTemplate>,
-    special_tokens: Vec<(String, String)>,
+    pub(crate) special_tokens: Vec<(String, String)>,
     pub(crate) control: ControlTokens,
     pub(crate) special_ids: Vec<u32>,
     stop_ids: Vec<u32>,
     pub(crate) header: Header,
+    pub(crate) text_ends: TextEnds,
     /// Whether a token stands for bytes directly (GPT-2's scheme), as most vocabularies of today.
     pub(crate) byte_level: bool,
 }
@@ -110,6 +112,7 @@ impl ChatTokenizer {
             special_ids,
             stop_ids: Vec::new(),
             header: Header::default(),
+            text_ends: TextEnds::default(),
             byte_level: is_byte_level(&tokenizer),
             tokenizer,
         };
@@ -120,6 +123,7 @@ impl ChatTokenizer {
         if loaded.stop_ids.is_empty() {
             return Err(LoadError::NoEndOfTurn);
         }
+        loaded.learn_text_ends(&config);
         Ok(loaded)
     }
 

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use dataset::{
-    ChatTokenizer, Checked, Checker, Cursor, FileRole, Format, Limits, LoadError, TokenizerParts,
-    code, load,
+    ChatTokenizer, Checked, Checker, Cursor, Expected, FileRole, Format, Limits, LoadError,
+    TokenizerParts, code, load,
 };
 use proptest::prelude::*;
 
@@ -179,6 +179,99 @@ fn other_formats_are_recognised_and_said_once() {
     }
 }
 
+const TEXT: &str = r#"{"text":"It was the best of times."}"#;
+
+fn supervised(rows: &[&str]) -> Checked {
+    let limits = Limits::new(FileRole::Training, Expected::Supervised, 64);
+    check_with(rows.join("\n").as_bytes(), limits)
+}
+
+#[test]
+fn the_first_row_decides_what_a_supervised_file_holds() {
+    for (row, format) in [(TEXT, Format::Text), (ROW, Format::Chat)] {
+        let checked = supervised(&[row; 12]);
+        assert_eq!((found(&checked), checked.format), (vec![], format));
+        assert_eq!((checked.stats.n_examples, checked.stats.n_sequences), (12, 12));
+    }
+    // A row that cannot be read decides nothing.
+    let checked = supervised(&[&["{"; 1][..], &[TEXT; 12]].concat());
+    assert_eq!(checked.format, Format::Text);
+    assert_eq!(found(&checked), [(code::INVALID_JSON, Some(1))]);
+}
+
+#[test]
+fn rows_of_another_kind_are_refused_by_line() {
+    for (row, other, name) in [(TEXT, ROW, "chat messages"), (ROW, TEXT, "plain text")] {
+        let mut rows = [row; 12];
+        (rows[4], rows[9]) = (other, other);
+        let checked = supervised(&rows);
+        let code = code::UNEXPECTED_FORMAT;
+        assert_eq!(found(&checked), [(code, Some(5)), (code, Some(10))]);
+        let message = &checked.problems[0].message;
+        assert!(message.starts_with(&format!("Example 5 looks like {name}")), "{message}");
+    }
+    let pair = r#"{"input":{},"preferred_output":[],"non_preferred_output":[]}"#;
+    let checked = supervised(&[pair; 12]);
+    assert_eq!(found(&checked), [(code::UNEXPECTED_FORMAT, Some(1))]);
+    let message = &checked.problems[0].message;
+    assert!(message.contains("or plain text") && message.contains("method 'dpo'"), "{message}");
+}
+
+#[test]
+fn faults_of_texts_are_named_with_their_lines() {
+    let mut rows = [TEXT; 14];
+    rows[1] = r#"{"text":" \n"}"#;
+    rows[3] = r#"{"text":7}"#;
+    rows[5] = r#"{"text":"a <|im_end|> b"}"#;
+    rows[7] = r#"{"text":"a","meta":{}}"#;
+    rows[9] = r#"{"txt":"a"}"#;
+    rows[11] = r#"{"text":"a\u0000"}"#;
+    let expected = [
+        (code::MISSING_CONTENT, 2),
+        (code::DATA_TYPE, 4),
+        (code::SPECIAL_TOKEN, 6),
+        (code::UNRECOGNIZED_KEY, 8),
+        (code::UNRECOGNIZED_KEY, 10),
+        (code::MISSING_KEY, 10),
+        (code::NUL_CHARACTER, 12),
+    ];
+    let expected = expected.map(|(code, line)| (code, Some(line)));
+    assert_eq!(found(&supervised(&rows)), expected);
+}
+
+#[test]
+fn long_texts_are_split_and_counted() {
+    let long = TEXT.replace("times", &"word ".repeat(100));
+    let mut rows = [TEXT; 12];
+    rows[2] = &long;
+    let checked = supervised(&rows);
+    assert_eq!(found(&checked), []);
+    let stats = checked.stats;
+    assert_eq!((stats.n_split, &stats.split_lines[..], stats.n_truncated), (1, &[3][..], 0));
+    assert_eq!(stats.n_examples, 12);
+    let pieces = stats.n_sequences - 11;
+    assert_eq!(pieces, (stats.max_tokens - 1).div_ceil(63));
+    // Each later piece has one token of the piece before it as context; each row's first token is no target.
+    assert_eq!(stats.tokens_after_truncation, stats.tokens + pieces - 1);
+    assert_eq!(stats.target_tokens, stats.tokens - 12);
+    // One long text alone is many examples.
+    let book = TEXT.replace("times", &"word ".repeat(1000));
+    assert_eq!(found(&supervised(&[&book])), []);
+}
+
+#[test]
+fn load_gives_every_piece_of_a_text() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("texts.jsonl");
+    let long = TEXT.replace("times", &"word ".repeat(100));
+    std::fs::write(&path, format!("{TEXT}\n{long}\n")).unwrap();
+    let data = load(&path, Expected::Supervised, &tokenizer(), 64).unwrap();
+    assert_eq!(data.format, Format::Text);
+    assert!(data.rows() > 2 && data.examples.iter().all(|e| e.input_ids.len() <= 64));
+    let problems = load(&path, Format::Chat, &tokenizer(), 64).unwrap_err();
+    assert_eq!(problems[0].code, code::UNEXPECTED_FORMAT);
+}
+
 #[test]
 fn a_long_line_is_skipped_and_the_rest_is_checked() {
     let mut bytes = with_row("");
@@ -210,7 +303,8 @@ fn cut_examples_are_named() {
     assert_eq!(found(&checked), []);
     let stats = checked.stats;
     assert_eq!((stats.n_truncated, &stats.truncated_lines[..]), (1, &[4][..]));
-    assert_eq!((stats.n_without_targets, &stats.lines_without_targets[..]), (1, &[4][..]));
+    assert_eq!((stats.n_targets_cut, &stats.lines_targets_cut[..]), (1, &[4][..]));
+    assert_eq!(stats.n_without_targets, 0);
     assert!(stats.max_tokens > 2000);
     assert_eq!(stats.tokens - stats.tokens_after_truncation, stats.max_tokens - 512);
 }

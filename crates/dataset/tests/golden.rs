@@ -104,6 +104,29 @@ fn generation_blocks_of_a_template_change_nothing() {
 }
 
 #[test]
+fn texts_are_tokenised_as_by_transformers_and_trl() {
+    let fixture = read_json("texts.json");
+    for case in list(&fixture["cases"]) {
+        let mut json = read_json("tokenizer.json");
+        json["post_processor"] = case["post_processor"].clone();
+        let tokenizer = ChatTokenizer::from_parts(TokenizerParts {
+            tokenizer_json: json.to_string().as_bytes(),
+            tokenizer_config_json: Some(case["config"].to_string().as_bytes()),
+            chat_template: Some("{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"),
+        })
+        .unwrap();
+        for (text, expected) in list(&fixture["texts"]).iter().zip(list(&case["ids"])) {
+            let text = text.as_str().unwrap();
+            let [example] = &tokenizer.encode_text(text, 512).unwrap()[..] else {
+                panic!("{text:?} was split")
+            };
+            assert_eq!(example.input_ids, ids(expected), "{} {text:?}", case["name"]);
+            assert_eq!(example.targets(), example.input_ids.len() - 1);
+        }
+    }
+}
+
+#[test]
 fn epoch_orders_are_those_of_an_independent_implementation() {
     for case in list(&read_json("orders.json")) {
         let number = |key: &str| case[key].as_u64().unwrap();

@@ -31,6 +31,34 @@ fn a_run_learns_its_rows_by_heart() {
 }
 
 #[test]
+fn plain_texts_are_learned_by_heart_from_their_second_token_on() {
+    let (tiny, output) = (Tiny::load(), Folder::new());
+    let mut plan = plan(&output, "texts");
+    let long = "abcdefgh ".repeat(8);
+    plan.training_file = output.texts("train.jsonl", &["It was the best of times.", &long]);
+    plan.validation_file = Some(output.texts("valid.jsonl", &["It was the best of times."]));
+    plan.hyperparameters.n_epochs = 40;
+    plan.hyperparameters.max_seq_len = 32;
+    let outcome = tiny.finish(plan.clone());
+    assert_eq!(outcome.end, Some(Happened::Finished), "{:?}", outcome.failure);
+    // Bytes are tokens: 26 of the short text; 73 of the long one, in pieces that share one token.
+    let epoch: Vec<_> = outcome.steps.iter().take(2).collect();
+    let sum = |count: fn(&domain::report::StepMetrics) -> u64| -> u64 {
+        epoch.iter().map(|m| count(m)).sum()
+    };
+    assert_eq!([sum(|m| m.target_tokens), sum(|m| m.tokens)], [25 + 72, 26 + 73 + 2]);
+    let last = outcome.steps.last().unwrap();
+    assert_eq!(last.total_steps, 80, "two steps of at most two of the four sequences");
+    assert!(last.train_loss < 0.3, "loss {}", last.train_loss);
+    assert!(last.full_valid_loss.unwrap() < 0.3 * outcome.steps[0].train_loss);
+
+    plan.validation_file = Some(output.rows("chat.jsonl", &[("Say yes.", "yes")]));
+    let failure = tiny.begin(plan).unwrap_err();
+    assert_eq!(failure.code, "invalid_validation_file");
+    assert!(failure.message.contains("expected plain text"), "{}", failure.message);
+}
+
+#[test]
 fn stop_and_resume_end_with_the_bytes_of_an_undisturbed_run() {
     let (tiny, output) = (Tiny::load(), Folder::new());
     // Dropout too: its masks must not depend on where the run was interrupted.

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use crate::events::{EventType, NewEvent};
 use crate::jobs::JobError;
+use crate::queue::Note;
 
 fn message(level: Level, text: impl Into<String>) -> NewEvent {
     NewEvent { level, kind: EventType::Message, message: text.into(), data: Some(json!({})) }
@@ -28,8 +29,8 @@ pub(crate) fn validated() -> NewEvent {
     info("Files validated, moving job to queued state")
 }
 
-pub(crate) fn note(level: Level, text: &str) -> NewEvent {
-    message(level, text)
+pub(crate) fn note(note: &Note) -> NewEvent {
+    NewEvent { data: Some(note.data.clone()), ..message(note.level, note.message.clone()) }
 }
 
 /// The last event of a failed job says what its error says.

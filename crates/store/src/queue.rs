@@ -43,7 +43,7 @@ pub use finish::finish;
 pub use resume::verify_resume;
 pub(crate) use retention::discard;
 pub use validation::{
-    Validation, ValidationClaim, claim_validation, extend_validation, finish_validation,
+    Note, Validation, ValidationClaim, claim_validation, extend_validation, finish_validation,
     release_validation,
 };
 pub use wishes::{cancel, pause, resume};

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-use dataset::{ChatTokenizer, Dataset, Format, Problem};
+use dataset::{ChatTokenizer, Dataset, Expected, Format, Problem};
 use domain::hyperparameters::TARGET_MODULES;
 use domain::job::MethodType;
 use domain::plan::TrainingPlan;
@@ -38,17 +38,17 @@ pub fn prepare(
 ) -> Result<Prepared, RunFailure> {
     let objective = objective(&plan)?;
     check_plan(&plan, context_length)?;
-    let format = match objective {
-        Objective::CrossEntropy => Format::Chat,
-        Objective::Pairs(_) => Format::Preference,
-        Objective::Labelled(_) => Format::Labelled,
+    let expected = match objective {
+        Objective::CrossEntropy => Expected::Supervised,
+        Objective::Pairs(_) => Format::Preference.into(),
+        Objective::Labelled(_) => Format::Labelled.into(),
     };
     let max_seq_len = plan.hyperparameters.max_seq_len as usize;
-    let load = |path: &Path, param: &'static str| {
+    let load = |path: &Path, expected: Expected, param: &'static str| {
         let hash = sha256(path).map_err(|error| {
             retryable("file_unreadable", format!("{param} {}: {error}", path.display()))
         })?;
-        let data = dataset::load(path, format, tokenizer, max_seq_len)
+        let data = dataset::load(path, expected, tokenizer, max_seq_len)
             .map_err(|problems| refused(param, &problems))?;
         if data.examples.is_empty() {
             return Err(permanent(
@@ -59,9 +59,10 @@ pub fn prepare(
         }
         Ok((hash, data))
     };
-    let (training_hash, training) = load(&plan.training_file, "training_file")?;
+    let (training_hash, training) = load(&plan.training_file, expected, "training_file")?;
     let validation = match &plan.validation_file {
-        Some(path) => Some(load(path, "validation_file")?),
+        // What is compared must be of one kind.
+        Some(path) => Some(load(path, training.format.into(), "validation_file")?),
         None => None,
     };
     let (validation_hash, validation) = validation.unzip();

@@ -46,8 +46,17 @@ impl Folder {
             .to_string()
                 + "\n"
         };
+        self.lines(name, rows.iter().map(row))
+    }
+
+    /// Writes a file of plain texts and returns its path.
+    pub fn texts(&self, name: &str, texts: &[&str]) -> PathBuf {
+        self.lines(name, texts.iter().map(|text| json!({"text": text}).to_string() + "\n"))
+    }
+
+    fn lines(&self, name: &str, lines: impl Iterator<Item = String>) -> PathBuf {
         let path = self.path().join(name);
-        fs::write(&path, rows.iter().map(row).collect::<String>()).unwrap();
+        fs::write(&path, lines.collect::<String>()).unwrap();
         path
     }
 }

@@ -6,6 +6,8 @@ use serde_json::{Value, json};
 use store::jobs::JobError;
 use store::queue::Validation;
 
+use super::notes::field;
+
 /// Faults that the message spells out.
 const SHOWN: usize = 5;
 
@@ -24,7 +26,7 @@ pub(crate) fn of_files(training: &Checked, validation: Option<&Checked>) -> Opti
     let message = faulty.iter().map(|(role, checked)| message(*role, checked));
     let error = JobError {
         code: error_code(role, first).to_owned(),
-        param: Some(param(role).to_owned()),
+        param: Some(field(role).to_owned()),
         message: message.collect::<Vec<_>>().join(" "),
     };
     let data = json!({ "problems": problems, "total_problems": total });
@@ -35,13 +37,6 @@ pub(crate) fn of_files(training: &Checked, validation: Option<&Checked>) -> Opti
 pub(crate) fn of_job(code: &str, param: Option<&str>, message: String) -> Validation {
     let error = JobError { code: code.to_owned(), param: param.map(str::to_owned), message };
     Validation::Failed { error, data: json!({}) }
-}
-
-fn param(role: FileRole) -> &'static str {
-    match role {
-        FileRole::Training => "training_file",
-        FileRole::Validation => "validation_file",
-    }
 }
 
 fn error_code(role: FileRole, checked: &Checked) -> &'static str {
@@ -93,7 +88,7 @@ fn message(role: FileRole, checked: &Checked) -> String {
 fn listed(role: FileRole, checked: &Checked) -> Vec<Value> {
     let one = |Problem { code, line, path, message }: &Problem| {
         json!({
-            "file": param(role), "code": code, "line": line, "path": path, "message": message,
+            "file": field(role), "code": code, "line": line, "path": path, "message": message,
         })
     };
     checked.problems.iter().map(one).collect()
@@ -114,6 +109,7 @@ mod tests {
         Checked {
             problems: problems.iter().enumerate().map(problem).collect(),
             total_problems: total,
+            format: dataset::Format::Chat,
             stats: Stats::default(),
         }
     }

@@ -4,6 +4,7 @@
 mod failure;
 mod housekeeping;
 pub(crate) mod models;
+mod notes;
 mod validator;
 
 use tokio::task::JoinSet;

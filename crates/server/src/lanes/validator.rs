@@ -9,11 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use dataset::{Checked, Checker, FileRole, Format, Limits, Stats};
-use domain::report::Level;
+use dataset::{Checked, Checker, Expected, FileRole, Format, Limits};
 use domain::{JobStatus, LossType, MethodType};
 use futures::TryStreamExt;
-use serde_json::{Value, json};
+use serde_json::json;
 use store::base_models;
 use store::files::FileRow;
 use store::queue::{self, Validation, ValidationClaim};
@@ -21,6 +20,7 @@ use tokio::sync::mpsc;
 
 use super::failure;
 use super::models::{Model, ModelError, Models};
+use super::notes::{field, figures, notes};
 use crate::error::ErrorChain;
 use crate::hyperparameters::{Measured, max_seq_len, resolve};
 use crate::state::AppState;
@@ -32,8 +32,6 @@ const POLL: Duration = Duration::from_secs(1);
 const RETRY_IN: Duration = Duration::from_secs(5);
 /// Chunks between storage and checker.
 const CHUNKS: usize = 4;
-/// Row numbers that a note spells out.
-const LINES_SHOWN: usize = 20;
 
 pub(crate) async fn run(state: AppState, models: Models) {
     loop {
@@ -147,21 +145,23 @@ async fn validate(
     let operator = &state.config.training;
     let cut_at = max_seq_len(&job.options, operator, model.context_length);
     let loss_type = job.hyperparameters.preference.map(|wish| wish.loss_type);
-    let format = match (job.method, loss_type) {
-        (MethodType::Dpo, Some(LossType::Kto)) => Format::Labelled,
-        (MethodType::Dpo, _) => Format::Preference,
-        (MethodType::Supervised | MethodType::Reinforcement, _) => Format::Chat,
+    let expected = match (job.method, loss_type) {
+        (MethodType::Dpo, Some(LossType::Kto)) => Format::Labelled.into(),
+        (MethodType::Dpo, _) => Format::Preference.into(),
+        (MethodType::Supervised | MethodType::Reinforcement, _) => Expected::Supervised,
     };
-    let limits = |role| Limits {
+    let limits = |role, expected| Limits {
         max_line_bytes: state.config.max_line_bytes.as_u64() as usize,
-        ..Limits::new(role, format, cut_at as usize)
+        ..Limits::new(role, expected, cut_at as usize)
     };
-    let training = check(state, &model, &claim.training_file, limits(FileRole::Training)).await;
+    let wanted = limits(FileRole::Training, expected);
+    let training = check(state, &model, &claim.training_file, wanted).await;
     let Some(training) = found(training)? else { return Ok(unreadable(FileRole::Training)) };
     let validation = match &claim.validation_file {
         None => None,
         Some(file) => {
-            let checked = check(state, &model, file, limits(FileRole::Validation)).await;
+            let wanted = limits(FileRole::Validation, training.format.into());
+            let checked = check(state, &model, file, wanted).await;
             match found(checked)? {
                 None => return Ok(unreadable(FileRole::Validation)),
                 some => some,
@@ -172,20 +172,23 @@ async fn validate(
         return Ok(failed);
     }
     let measured = Measured {
-        n_examples: training.stats.n_examples,
+        n_examples: training.stats.n_sequences,
         has_validation: validation.is_some(),
         hidden_size: model.hidden_size,
         context_length: model.context_length,
     };
     let seed = u64::from(job.seed);
     let hyperparameters = resolve(&job.hyperparameters, &job.options, operator, seed, &measured);
-    let mut notes = notes("Training", format, &training.stats, cut_at);
-    let mut dataset = json!({ "training_file": figures(&training.stats) });
-    if let Some(Checked { stats, .. }) = &validation {
-        notes.extend(self::notes("Validation", format, stats, cut_at));
-        dataset["validation_file"] = figures(stats);
+    let mut remarks = Vec::new();
+    let mut dataset = json!({});
+    let files =
+        [(FileRole::Training, Some(&training)), (FileRole::Validation, validation.as_ref())];
+    for (role, checked) in files {
+        let Some(Checked { format, stats, .. }) = checked else { continue };
+        remarks.extend(notes(role, *format, stats, cut_at));
+        dataset[field(role)] = figures(*format, stats);
     }
-    Ok(Validation::Passed { hyperparameters, dataset, notes })
+    Ok(Validation::Passed { hyperparameters, dataset, notes: remarks })
 }
 
 /// A stored file that is gone can never be validated; other errors may pass.
@@ -198,12 +201,9 @@ fn found(checked: store::Result<Checked>) -> store::Result<Option<Checked>> {
 }
 
 fn unreadable(role: FileRole) -> Validation {
-    let (code, param) = match role {
-        FileRole::Training => ("invalid_training_file", "training_file"),
-        FileRole::Validation => ("invalid_validation_file", "validation_file"),
-    };
+    let code = format!("invalid_{}", field(role));
     let message = "The content of the file is not in the storage any more. Upload it again.";
-    failure::of_job(code, Some(param), message.to_owned())
+    failure::of_job(&code, Some(field(role)), message.to_owned())
 }
 
 /// Streams a file through the checker, which runs on a thread of its own.
@@ -236,99 +236,5 @@ async fn check(
         Ok(None) | Err(_) => {
             Err(store::Error::Inconsistent(format!("the checker failed on file {}", file.id)))
         }
-    }
-}
-
-/// What the user should know though the file is good.
-fn notes(name: &str, format: Format, stats: &Stats, cut_at: u32) -> Vec<(Level, String)> {
-    let mut notes = Vec::new();
-    if stats.n_truncated > 0 {
-        let text = format!(
-            "{name} file: {} of {} examples are longer than {cut_at} tokens and are cut at the \
-             end: {}",
-            stats.n_truncated,
-            stats.n_examples,
-            lines(&stats.truncated_lines, stats.n_truncated)
-        );
-        notes.push((Level::Warn, text));
-    }
-    if stats.n_without_targets > 0 {
-        let text = format!(
-            "{name} file: {} of {} examples have no token to train on: {}",
-            stats.n_without_targets,
-            stats.n_examples,
-            lines(&stats.lines_without_targets, stats.n_without_targets)
-        );
-        notes.push((Level::Warn, text));
-    }
-    if stats.n_equal_pairs > 0 {
-        let text = format!(
-            "{name} file: {} of {} examples have two equal answers, which teach nothing: {}",
-            stats.n_equal_pairs,
-            stats.n_examples,
-            lines(&stats.lines_of_equal_pairs, stats.n_equal_pairs)
-        );
-        notes.push((Level::Warn, text));
-    }
-    let labelled = format == Format::Labelled && stats.n_examples > 0;
-    if labelled && (stats.n_undesirable == 0 || stats.n_undesirable == stats.n_examples) {
-        let which = if stats.n_undesirable == 0 { "good" } else { "bad" };
-        let text = format!(
-            "{name} file: all {} examples are labelled as {which} ones; 'kto' learns from the \
-             difference to the others.",
-            stats.n_examples
-        );
-        notes.push((Level::Warn, text));
-    }
-    if stats.n_old_keys > 0 {
-        let text = format!(
-            "{name} file: {} of {} examples say 'preferred_completion' and \
-             'non_preferred_completion', which were read as 'preferred_output' and \
-             'non_preferred_output'. OpenAI's service does not take the older names.",
-            stats.n_old_keys, stats.n_examples
-        );
-        notes.push((Level::Warn, text));
-    }
-    notes
-}
-
-/// `lines 1, 5, 9 and 4 more`.
-fn lines(numbers: &[u64], total: u64) -> String {
-    let shown: Vec<String> = numbers.iter().take(LINES_SHOWN).map(u64::to_string).collect();
-    let more = total - shown.len() as u64;
-    let word = if total == 1 { "line" } else { "lines" };
-    let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
-    format!("{word} {}{rest}", shown.join(", "))
-}
-
-/// The figures shown with the job.
-fn figures(stats: &Stats) -> Value {
-    json!({
-        "n_examples": stats.n_examples,
-        "tokens": stats.tokens,
-        "tokens_after_truncation": stats.tokens_after_truncation,
-        "target_tokens": stats.target_tokens,
-        "max_tokens": stats.max_tokens,
-        "n_truncated": stats.n_truncated,
-        "lengths": stats.lengths,
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn truncated_rows_are_named_and_counted() {
-        let stats = Stats {
-            n_examples: 100,
-            n_truncated: 25,
-            truncated_lines: (1..=25).collect(),
-            ..Stats::default()
-        };
-        let notes = notes("Training", Format::Chat, &stats, 512);
-        let [(Level::Warn, text)] = notes.as_slice() else { panic!("{notes:?}") };
-        assert!(text.starts_with("Training file: 25 of 100 examples are longer than 512 tokens"));
-        assert!(text.ends_with("lines 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20 and 5 more"), "{text}");
     }
 }

@@ -42,13 +42,22 @@ pub enum Validation {
         /// Shown with the job.
         dataset: Value,
         /// Things that the user should read; each becomes an event.
-        notes: Vec<(Level, String)>,
+        notes: Vec<Note>,
     },
     Failed {
         error: JobError,
         /// Goes into the last event.
         data: Value,
     },
+}
+
+/// A remark about files that are good.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Note {
+    pub level: Level,
+    pub message: String,
+    /// The same for programs: an object.
+    pub data: Value,
 }
 
 /// Takes the oldest job that waits for validation, for `hold`; after that somebody else may take it. Writes
@@ -186,7 +195,7 @@ async fn finish(
         .execute(&mut *tx)
         .await?;
     change(tx, &held, JobStatus::Queued, Change::default()).await?;
-    let mut new: Vec<_> = notes.iter().map(|(level, note)| messages::note(*level, note)).collect();
+    let mut new: Vec<_> = notes.iter().map(messages::note).collect();
     new.push(messages::validated());
     events::append(tx, &held.id(), &new).await?;
     Ok(JobStatus::Queued)

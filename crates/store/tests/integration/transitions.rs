@@ -7,7 +7,7 @@ use domain::JobStatus::*;
 use domain::internal::{Directive, FinishRun};
 use domain::report::{CheckpointKind, Level, RunFailure};
 use store::jobs::{self, Desired, JobError};
-use store::queue::{self, Validation};
+use store::queue::{self, Note, Validation};
 use store::{Conflict, Error};
 
 fn failure(retryable: bool) -> RunFailure {
@@ -130,11 +130,17 @@ async fn notes_of_validation_become_events() {
     let (test, file) = prepared().await;
     let created = create(&test, new_job(file)).await;
     let claim = claim_validation(&test).await;
-    let notes = vec![(Level::Warn, "2 examples were cut".to_owned())];
+    let data = serde_json::json!({"lines": [3, 8]});
+    let message = "2 examples were cut".to_owned();
+    let notes = vec![Note { level: Level::Warn, message, data: data.clone() }];
     let passed =
         Validation::Passed { hyperparameters: resolved(), dataset: serde_json::Value::Null, notes };
     queue::finish_validation(&test.store.db, &claim, passed).await.unwrap();
-    assert!(messages(&test, &created.id).await.contains(&"2 examples were cut".to_owned()));
+    let all = &PageQuery::newest(1000);
+    let (db, project) = (&test.store.db, &test.project);
+    let events: Page<_> = store::events::list(db, project, &created.id, all).await.unwrap();
+    let note = events.data.iter().find(|event| event.message == "2 examples were cut").unwrap();
+    assert_eq!(note.data, Some(data));
 }
 
 #[tokio::test]
