@@ -113,7 +113,7 @@ pub(crate) fn check_options(options: &TrainingOptions, path: &str) -> ApiResult<
         check((0.0..=1.0).contains(&ratio), &at("warmup_ratio"), "from 0 to 1", ratio)?;
     }
     if let Some(decay) = options.weight_decay {
-        check((0.0..=10.0).contains(&decay), &at("weight_decay"), "from 0 to 10", decay)?;
+        check((0.0..1.0).contains(&decay), &at("weight_decay"), "from 0 to below 1", decay)?;
     }
     if let Some(norm) = options.max_grad_norm {
         check(norm >= 0.0 && norm.is_finite(), &at("max_grad_norm"), "of at least 0", norm)?;
@@ -217,6 +217,7 @@ fn check_pattern_key(key: &str, lora: &LoraRequest, path: &str) -> ApiResult<()>
 
 /// What resolving needs to know of the files and the base model.
 pub(crate) struct Measured {
+    /// What batches are counted in.
     pub n_examples: u64,
     pub has_validation: bool,
     pub hidden_size: u64,
@@ -419,6 +420,11 @@ mod tests {
         for (options, param) in [
             (json!({"learning_rate": 0.0}), "finetuned.learning_rate"),
             (json!({"warmup_ratio": 1.5}), "finetuned.warmup_ratio"),
+            // The engine refuses it too, so it must not get that far.
+            (json!({"weight_decay": 1.0}), "finetuned.weight_decay"),
+            (json!({"max_grad_norm": -1.0}), "finetuned.max_grad_norm"),
+            (json!({"max_seq_len": 8}), "finetuned.max_seq_len"),
+            (json!({"micro_batch_tokens": 1}), "finetuned.micro_batch_tokens"),
             (json!({"early_stopping": {"patience": 0}}), "finetuned.early_stopping.patience"),
             (json!({"early_stopping": {"min_delta": -1.0}}), "finetuned.early_stopping.min_delta"),
             (json!({"lora": {"rank": 0}}), "finetuned.lora.rank"),

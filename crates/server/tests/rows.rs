@@ -1,4 +1,5 @@
-//! What the rows of supervised jobs may be, and what is told about rows that are too long.
+//! What the rows of supervised jobs may be, what is told about rows that are too long, and every
+//! parameter of training from the request to the job.
 
 mod common;
 
@@ -119,4 +120,35 @@ async fn rows_that_are_cut_are_told_by_line_for_both_files() {
     assert_eq!(lines("training_file", "truncated_lines"), json!([3, 7]));
     assert_eq!(lines("training_file", "lines_targets_cut"), json!([7]));
     assert_eq!(lines("validation_file", "truncated_lines"), json!([2]));
+}
+
+#[tokio::test]
+async fn every_parameter_of_training_is_taken_and_shown() {
+    let server = TestServer::start().await.with_model().await;
+    let file = server.upload(chat_rows(12).concat().as_bytes()).await;
+    let options = json!({
+        "learning_rate": 3e-4, "schedule": "cosine", "warmup_steps": 2, "weight_decay": 0.1,
+        "max_grad_norm": 0.5, "max_seq_len": 128, "micro_batch_tokens": 256, "checkpoint_steps": 7,
+        "gradient_checkpointing": "mlp", "quantization": "nf4",
+        "early_stopping": {"patience": 3, "min_delta": 0.01, "evaluation_steps": 4},
+    });
+    let body = |options: &Value| {
+        json!({"model": MODEL, "training_file": file, "validation_file": file, "seed": 5,
+               "hyperparameters": {"n_epochs": 4, "batch_size": 3, "learning_rate_multiplier": 0.5},
+               "finetuned": options})
+    };
+    let job = server.create_job(&body(&options)).await;
+    let job = server.job_when(&job, "queued").await;
+    assert_eq!(job["seed"], 5);
+    let three = json!({"n_epochs": 4, "batch_size": 3, "learning_rate_multiplier": 0.5});
+    assert_eq!(job["hyperparameters"], three);
+    for (name, value) in options.as_object().unwrap() {
+        assert_eq!(&job["finetuned"][name], value, "{name}");
+    }
+
+    // A multiplier instead of a rate, a ratio (of 16 steps) instead of steps, and no decay at all.
+    let job = server.create_job(&body(&json!({"schedule": "constant", "warmup_ratio": 0.5}))).await;
+    let shown = server.job_when(&job, "queued").await["finetuned"].clone();
+    assert_eq!((&shown["schedule"], &shown["warmup_steps"]), (&json!("constant"), &json!(8)));
+    assert_eq!((&shown["learning_rate"], &shown["max_grad_norm"]), (&json!(2.5e-4), &json!(1.0)));
 }

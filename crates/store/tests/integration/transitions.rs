@@ -136,9 +136,9 @@ async fn notes_of_validation_become_events() {
     let passed =
         Validation::Passed { hyperparameters: resolved(), dataset: serde_json::Value::Null, notes };
     queue::finish_validation(&test.store.db, &claim, passed).await.unwrap();
-    let all = &PageQuery::newest(1000);
+    let all = &store::PageQuery::newest(1000);
     let (db, project) = (&test.store.db, &test.project);
-    let events: Page<_> = store::events::list(db, project, &created.id, all).await.unwrap();
+    let events: store::Page<_> = store::events::list(db, project, &created.id, all).await.unwrap();
     let note = events.data.iter().find(|event| event.message == "2 examples were cut").unwrap();
     assert_eq!(note.data, Some(data));
 }
