@@ -83,7 +83,8 @@ fn attention() {
     };
     for shape in [plain, AttentionShape { window: Some(5), softcap: Some(2.0), ..plain }] {
         let rows = [0..1, 1..30, 30..61, 61..101];
-        let before = [vec![], vec![], vec![1..30], vec![1..30]];
+        let shared = 1..30;
+        let before = [vec![], vec![], vec![shared.clone()], vec![shared]];
         let segments = rows.into_iter().zip(before);
         let segments = segments.map(|(rows, before)| Segment { rows, before });
         let segments = Segments::new(segments.collect());
