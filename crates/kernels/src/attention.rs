@@ -10,11 +10,11 @@ mod backward;
 
 use std::ops::Range;
 
-use matrixmultiply::sgemm;
 use rayon::prelude::*;
 use tch::Tensor;
 
 pub use self::backward::attention_backward;
+use crate::product::{Matrix, product_here};
 use crate::rows::Rows;
 use crate::segments::{Piece, Segment, Segments};
 use crate::simd::{add_scaled, cap, dot, exp_sum, max, scale};
@@ -233,20 +233,20 @@ pub fn cached_attention(
 #[derive(Clone, Copy)]
 struct Strided {
     data: *mut f32,
-    row_stride: isize,
-    column_stride: isize,
+    row_stride: usize,
+    column_stride: usize,
 }
 
 impl Strided {
     fn at(matrix: &Rows, row: usize, column: usize) -> Self {
         let data = matrix.pointer(row, column);
-        Self { data, row_stride: matrix.stride as isize, column_stride: 1 }
+        Self { data, row_stride: matrix.stride, column_stride: 1 }
     }
 
     /// The columns from `first` on of rows that lie one behind the other.
     fn columns(data: &mut [f32], width: usize, first: usize) -> Self {
         let data = data[first..].as_mut_ptr();
-        Self { data, row_stride: width as isize, column_stride: 1 }
+        Self { data, row_stride: width, column_stride: 1 }
     }
 
     fn transposed(self) -> Self {
@@ -254,26 +254,16 @@ impl Strided {
     }
 }
 
-/// `c = beta · c + a · b` for a `[m, k]`, b `[k, n]`, c `[m, n]`.
+/// `c = beta · c + a · b` for a `[m, k]`, b `[k, n]`, c `[m, n]`, with a beta of 0 or 1.
 fn product([m, k, n]: [usize; 3], a: Strided, b: Strided, beta: f32, c: Strided) {
+    let matrix = |part: Strided, [rows, columns]: [usize; 2]| Matrix {
+        data: part.data,
+        rows,
+        columns,
+        row: part.row_stride,
+        column: part.column_stride,
+    };
     // SAFETY: the callers pass blocks inside their tensors or scratch (rows of one segment or of keys before
     // it, columns of one head), and `c` overlaps neither `a` nor `b`.
-    unsafe {
-        sgemm(
-            m,
-            k,
-            n,
-            1.0,
-            a.data,
-            a.row_stride,
-            a.column_stride,
-            b.data,
-            b.row_stride,
-            b.column_stride,
-            beta,
-            c.data,
-            c.row_stride,
-            c.column_stride,
-        );
-    }
+    unsafe { product_here(matrix(a, [m, k]), matrix(b, [k, n]), beta == 1.0, matrix(c, [m, n])) };
 }

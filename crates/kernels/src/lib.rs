@@ -9,8 +9,9 @@
 //! tables, losses and the optimizer's buffers are always f32. Of bf16 tensors every operation computes in f32
 //! and rounds once, where it writes.
 //!
-//! Matrix products stay with libtorch. The only `unsafe` of the project is here: views of tensor memory as
-//! slices, and calls of functions compiled for AVX2 after the processor was asked.
+//! Matrix products of training are in `product`; those of few rows stay with libtorch. The only `unsafe` of
+//! the project is here: views of tensor memory as slices, and calls of functions compiled for AVX2 or AVX-512
+//! after the processor was asked.
 
 mod adamw;
 mod adamw_8bit;
@@ -21,12 +22,14 @@ mod dropout;
 mod gated;
 mod nf4;
 mod norm;
+mod product;
 pub mod reference;
 mod rope;
 mod rows;
 mod segments;
 mod simd;
 mod softcap;
+mod tile;
 
 pub use adamw::{AdamW, adamw, sum_of_squares};
 pub use adamw_8bit::{Code, MOMENT_BLOCK, Moments, adamw_8bit};
@@ -39,6 +42,7 @@ pub use dropout::dropout;
 pub use gated::{Activation, gated, gated_backward_};
 pub use nf4::{Nf4, nf4_dequantise};
 pub use norm::{rms_norm, rms_norm_backward};
+pub use product::{Term, Write, product};
 pub use rope::{Rotary, rotate_};
 pub use rows::read_values;
 pub use segments::{Segment, Segments};

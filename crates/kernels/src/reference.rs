@@ -11,7 +11,7 @@ use crate::nf4::{BLOCK, NESTED_BLOCK};
 use crate::segments::{Segment, Segments};
 use crate::{
     Activation, AdamW, AttentionShape, Code, Factors, MOMENT_BLOCK, Moments, Nf4, Rotary,
-    TargetLog, TokenLoss,
+    TargetLog, Term, TokenLoss, Write,
 };
 
 fn write(target: &Tensor, value: &Tensor) {
@@ -22,6 +22,27 @@ fn write(target: &Tensor, value: &Tensor) {
 /// The values as f32; the tensor itself when it is.
 fn wide(tensor: &Tensor) -> Tensor {
     tensor.to_kind(Kind::Float)
+}
+
+pub fn product(terms: &[Term<'_>], scale: f64, write: Write, out: &Tensor) {
+    let (mut out, mut rest) = (out.shallow_clone(), terms);
+    if write == Write::Over {
+        match terms {
+            [first, others @ ..] if scale == 1.0 && first.b.size()[1] == out.size()[1] => {
+                let _ = first.a.mm_out(&out, first.b);
+                rest = others;
+            }
+            _ => drop(out.zero_()),
+        }
+    }
+    for Term { a, b, column } in rest {
+        let mut columns = out.narrow(1, *column, b.size()[1]);
+        if scale == 1.0 {
+            let _ = columns.addmm_(a, b);
+        } else {
+            let _ = columns.g_add_(&(a.mm(b) * scale));
+        }
+    }
 }
 
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64, out: &Tensor, rstd: &Tensor) {

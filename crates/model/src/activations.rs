@@ -1,6 +1,6 @@
 //! Buffers of a training pass, allocated once and cut to the batch at hand.
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::adapter::Adapter;
 use crate::decoder::Decoder;
@@ -77,6 +77,8 @@ pub(crate) struct Scratch {
     pub x: Tensor,
     /// `[T, F]`
     pub act: Tensor,
+    /// Its gradient, `[T, F]`.
+    pub d_act: Tensor,
     /// Gradient of the residual stream, `[T, D]`.
     pub dh: Tensor,
     /// Gradient of a norm's output, `[T, D]`.
@@ -110,7 +112,7 @@ impl Activations {
             [spec.hidden_size, spec.query_width(), spec.kv_width(), spec.intermediate_size]
                 .map(|width| width as i64);
         let (kind, statistic) = (decoder.kind(), (Kind::Float, device));
-        let matrix = |width: i64| Tensor::empty([capacity, width], (kind, device));
+        let matrix = |width: i64| rows(capacity, width, (kind, device));
         let statistics = |width: i64| Tensor::empty([capacity, width], statistic);
         let vector = || Tensor::empty([capacity], statistic);
         // Nothing is kept for norms that the family does not have.
@@ -151,6 +153,7 @@ impl Activations {
             scratch: Scratch {
                 x: matrix(d),
                 act: matrix(f),
+                d_act: backward(f),
                 dh: backward(d),
                 dx: backward(d),
                 d_attention: backward(q),
@@ -173,6 +176,7 @@ impl Activations {
             scratch: Scratch {
                 x: cut(&self.scratch.x),
                 act: cut(&self.scratch.act),
+                d_act: cut(&self.scratch.d_act),
                 dh: cut(&self.scratch.dh),
                 dx: cut(&self.scratch.dx),
                 d_attention: cut(&self.scratch.d_attention),
@@ -198,7 +202,7 @@ impl LayerActivations {
     /// The buffers of a further layer: its own for what is kept, these for what is computed again.
     fn follow(&self, recompute: Recompute) -> Self {
         let own_unless = |shared: bool, buffer: &Tensor| {
-            if shared { buffer.shallow_clone() } else { buffer.empty_like() }
+            if shared { buffer.shallow_clone() } else { alike(buffer) }
         };
         let attention = |buffer| own_unless(recompute == Recompute::Layer, buffer);
         let mlp = |buffer| own_unless(recompute != Recompute::Nothing, buffer);
@@ -210,11 +214,11 @@ impl LayerActivations {
             log_sums: attention(&self.log_sums),
             middle: attention(&self.middle),
             gate_up: mlp(&self.gate_up),
-            s: self.s.each_ref().map(Tensor::empty_like),
+            s: self.s.each_ref().map(alike),
             attention_branch: attention(&self.attention_branch),
-            mlp_branch: self.mlp_branch.empty_like(),
+            mlp_branch: alike(&self.mlp_branch),
             rstd_attention_out: attention(&self.rstd_attention_out),
-            rstd_mlp_out: self.rstd_mlp_out.empty_like(),
+            rstd_mlp_out: alike(&self.rstd_mlp_out),
             qk: attention(&self.qk),
             rstd_qk: self.rstd_qk.each_ref().map(attention),
         }
@@ -238,6 +242,18 @@ impl LayerActivations {
             rstd_qk: self.rstd_qk.each_ref().map(cut),
         }
     }
+}
+
+/// Rows that do not all begin at the same place of the first-level cache: those that a product reads side by
+/// side would drive each other out.
+fn rows(count: i64, width: i64, options: (Kind, Device)) -> Tensor {
+    let pad = if width > 0 && width % 512 == 0 { 16 } else { 0 };
+    Tensor::empty([count, width + pad], options).narrow(1, 0, width)
+}
+
+/// A new buffer of the same shape and strides.
+fn alike(buffer: &Tensor) -> Tensor {
+    Tensor::empty_strided(buffer.size(), buffer.stride(), (buffer.kind(), buffer.device()))
 }
 
 /// Widths of the four borders: the widest of all layers; a product takes its part of them.

@@ -277,12 +277,11 @@ impl Layer {
             let adapter = group.map(|(group, _)| (group, &saved));
             self.linear(which).backward(dy, adapter, gradients, &scratch.ds[which], dx);
         };
-        // The MLP. Its activation is recomputed; `act` first serves as the activation's gradient's input.
-        let d_act = scratch.act.empty_like();
+        // The MLP. Its activation is recomputed.
         gated(self.activation, &kept.gate_up, &scratch.act);
         let dy = self.branch_gradient(DOWN, kept, scratch);
-        product(DOWN, dy, &scratch.act, Some(&d_act));
-        gated_backward_(self.activation, &kept.gate_up, &d_act);
+        product(DOWN, dy, &scratch.act, Some(&scratch.d_act));
+        gated_backward_(self.activation, &kept.gate_up, &scratch.d_act);
         let (norm, rstd) = (&self.mlp_norm, &kept.rstd_mlp);
         let x = branch_input(&kept.middle, norm, rstd, scratch, pass);
         product(GATE_UP, &kept.gate_up, x, Some(&scratch.dx));

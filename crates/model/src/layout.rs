@@ -3,6 +3,7 @@
 //! Linears that share an input are computed as one product (q, k, v; gate, up), so their A matrices stand
 //! side by side and form one `[R, in]` matrix without copying.
 
+use tch::Tensor;
 use weights::peft::{lora_a_key, lora_b_key, magnitude_key};
 
 use crate::adapter::LoraOptions;
@@ -34,6 +35,18 @@ pub(crate) struct PartLayout {
     pub magnitude_offset: Option<i64>,
     /// What the update is multiplied by.
     pub scale: f64,
+}
+
+impl PartLayout {
+    /// This linear's columns of a border `[T, R]`.
+    pub fn of_border(&self, border: &Tensor) -> Tensor {
+        border.narrow(1, self.rank_start, self.rank)
+    }
+
+    /// This linear's rows of the stacked A matrices `[R, in]`.
+    pub fn rows(&self, a: &Tensor) -> Tensor {
+        a.narrow(0, self.rank_start, self.rank)
+    }
 }
 
 /// One tensor of an adapter file, and where it stands in the flat buffer.

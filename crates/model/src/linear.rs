@@ -1,9 +1,10 @@
 //! One frozen product with an optional adapter: several linear layers that share their input, stacked.
 
+use kernels::{Term, Write};
 use tch::{Kind, Tensor};
 
 use crate::adapter::{Dora, Gradients, Group, a_view, b_view, magnitude_view};
-use crate::products::{add_product, f32_product, product};
+use crate::products::{f32_product, products};
 use crate::weight::Weight;
 
 /// A frozen weight `[out, in]` and maybe a bias `[out]`.
@@ -51,51 +52,44 @@ impl Linear {
         accumulate: bool,
     ) {
         let mut y = y.shallow_clone();
+        if let Some((group, dropout)) = adapter {
+            inner(x, group, dropout, s);
+        }
         if let Some((group, _)) = adapter
             && let Some(dora) = &group.dora
         {
             let mut update = self.decomposed(x, group, s);
             let _ = update.g_mul_(&dora.gain);
-            if accumulate {
-                drop(y.g_add_(&update))
-            } else {
-                y.copy_(&update)
-            }
-            if let Some(bias) = &self.bias {
-                let _ = y.g_add_(bias);
-            }
-            return;
-        }
-        if accumulate {
-            add_product(x, &self.weight.dense().tr(), &y);
+            if accumulate { drop(y.g_add_(&update)) } else { y.copy_(&update) }
         } else {
-            product(x, &self.weight.dense().tr(), &y);
+            let write = if accumulate { Write::Add } else { Write::Over };
+            self.sum(x, adapter.map(|(group, _)| (group, s)), write, &y);
         }
         if let Some(bias) = &self.bias {
             let _ = y.g_add_(bias);
         }
-        let Some((group, dropout)) = adapter else { return };
-        let s = s.narrow(1, 0, group.layout.rank);
-        match dropout {
-            None => product(x, &group.a.tr(), &s),
-            Some(dropout) => {
-                for (i, part) in group.layout.parts.iter().enumerate() {
-                    let a = group.a.narrow(0, part.rank_start, part.rank);
-                    let s = s.narrow(1, part.rank_start, part.rank);
-                    s.shallow_clone().copy_(&f32_product(&dropout.apply(i, x), &a.tr()));
-                }
-            }
-        }
-        add_product(&s, &group.b.tr(), &y);
     }
 
-    /// `x·Wᵀ + s·(sB)ᵀ` as f32, what weight decomposition multiplies by its gain; `s = x·Aᵀ` is written.
+    /// `y (+)= x·Wᵀ + s·(sB)ᵀ`, in one walk over `y`.
+    fn sum(&self, x: &Tensor, adapter: Option<(&Group, &Tensor)>, write: Write, y: &Tensor) {
+        let weight = self.weight.dense().tr();
+        let updates: Vec<(Tensor, Tensor, i64)> = adapter.map_or_else(Vec::new, |(group, s)| {
+            let parts = group.layout.parts.iter();
+            parts
+                .map(|part| (part.of_border(s), group.b_block(part).tr(), part.out_start))
+                .collect()
+        });
+        let updates = updates.iter().map(|(a, b, column)| Term { a, b, column: *column });
+        let terms: Vec<Term<'_>> = std::iter::once(Term::new(x, &weight)).chain(updates).collect();
+        products(&terms, 1.0, write, y);
+    }
+
+    /// `x·Wᵀ + s·(sB)ᵀ` as f32, what weight decomposition multiplies by its gain.
     fn decomposed(&self, x: &Tensor, group: &Group, s: &Tensor) -> Tensor {
-        let s = s.narrow(1, 0, group.layout.rank);
-        product(x, &group.a.tr(), &s);
-        let update = f32_product(x, &self.weight.dense().tr());
-        add_product(&s, &group.b.tr(), &update);
-        update
+        let size = [x.size()[0], group.layout.out_width];
+        let out = Tensor::empty(size, (Kind::Float, x.device()));
+        self.sum(x, Some((group, s)), Write::Over, &out);
+        out
     }
 
     /// Adds the adapter's gradients, and writes the input's gradient to `dx` if it is wanted.
@@ -115,39 +109,27 @@ impl Linear {
             Some((dy * &dora.gain).to_kind(dy.kind()))
         });
         let dy = decomposed.as_ref().unwrap_or(dy);
-        if let Some(dx) = dx {
-            product(dy, &self.weight.dense(), dx);
-        }
-        let Some((group, saved)) = adapter else { return };
-        let flat = gradients.flat();
-        let ds = ds.narrow(1, 0, group.layout.rank);
-        product(dy, &group.b, &ds);
-        for part in &group.layout.parts {
-            let dy = dy.narrow(1, part.out_start, part.out_width);
-            let s = saved.s.narrow(1, part.rank_start, part.rank);
-            let _ = b_view(flat, part).g_add_(&(f32_product(&dy.tr(), &s) * part.scale));
-        }
-        match saved.dropout {
-            None => {
-                add_product(&ds.tr(), saved.x, &a_view(flat, &group.layout));
-                if let Some(dx) = dx {
-                    add_product(&ds, &group.a, dx);
-                }
-            }
-            Some(dropout) => {
-                for (i, part) in group.layout.parts.iter().enumerate() {
-                    let ds = ds.narrow(1, part.rank_start, part.rank);
-                    let a = group.a.narrow(0, part.rank_start, part.rank);
-                    let d_a = a_view(flat, &group.layout).narrow(0, part.rank_start, part.rank);
-                    add_product(&ds.tr(), &dropout.apply(i, saved.x), &d_a);
-                    if let Some(dx) = dx {
-                        let dropped = dropout.apply(i, &f32_product(&ds, &a));
-                        let _ = dx.shallow_clone().g_add_(&dropped);
-                    }
-                }
-            }
+        let ds = adapter.map(|(group, saved)| {
+            let ds = ds.narrow(1, 0, group.layout.rank);
+            matrix_gradients(dy, group, saved, gradients.flat(), &ds);
+            ds
+        });
+        let Some(dx) = dx else { return };
+        let weight = self.weight.dense();
+        let base = Term::new(dy, &weight);
+        let (Some((group, saved)), Some(ds)) = (adapter, ds) else {
+            return products(&[base], 1.0, Write::Over, dx);
+        };
+        let Some(dropout) = saved.dropout else {
+            return products(&[base, Term::new(&ds, &group.a)], 1.0, Write::Over, dx);
+        };
+        products(&[base], 1.0, Write::Over, dx);
+        for (i, part) in group.layout.parts.iter().enumerate() {
+            let update = f32_product(&part.of_border(&ds), &part.rows(&group.a));
+            let _ = dx.shallow_clone().g_add_(&dropout.apply(i, &update));
         }
     }
+
     /// `dm = Σ dy ⊙ (x·Wᵀ + s·(sB)ᵀ) / ‖W + sBA‖`. The product is computed again: keeping it would cost
     /// more memory than all else that a layer keeps.
     fn magnitude_gradients(
@@ -165,5 +147,36 @@ impl Linear {
                 let _ = gradient.g_add_(&sums.narrow(0, part.out_start, part.out_width));
             }
         }
+    }
+}
+
+/// The adapter's inner product `s = x·Aᵀ`, for each linear with its own dropped input if there is dropout.
+fn inner(x: &Tensor, group: &Group, dropout: Option<Dropout>, s: &Tensor) {
+    let Some(dropout) = dropout else {
+        let s = s.narrow(1, 0, group.layout.rank);
+        return products(&[Term::new(x, &group.a.tr())], 1.0, Write::Over, &s);
+    };
+    for (i, part) in group.layout.parts.iter().enumerate() {
+        let a = part.rows(&group.a).tr();
+        products(&[Term::new(&dropout.apply(i, x), &a)], 1.0, Write::Over, &part.of_border(s));
+    }
+}
+
+/// Adds the gradients of A and B to `flat`, and writes the border's, `ds = dy·sB`.
+fn matrix_gradients(dy: &Tensor, group: &Group, saved: &Saved<'_>, flat: &Tensor, ds: &Tensor) {
+    for part in &group.layout.parts {
+        let (dy, b) = (dy.narrow(1, part.out_start, part.out_width), group.b_block(part));
+        products(&[Term::new(&dy, &b)], 1.0, Write::Over, &part.of_border(ds));
+        // As `dBᵀ = sᵀ·dy`, which reads `dy` by rows.
+        let (s, d_b) = (part.of_border(saved.s).tr(), b_view(flat, part).tr());
+        products(&[Term::new(&s, &dy)], part.scale, Write::Add, &d_b);
+    }
+    let d_a = a_view(flat, &group.layout);
+    let Some(dropout) = saved.dropout else {
+        return products(&[Term::new(&ds.tr(), saved.x)], 1.0, Write::Add, &d_a);
+    };
+    for (i, part) in group.layout.parts.iter().enumerate() {
+        let (ds, x) = (part.of_border(ds).tr(), dropout.apply(i, saved.x));
+        products(&[Term::new(&ds, &x)], 1.0, Write::Add, &part.rows(&d_a));
     }
 }

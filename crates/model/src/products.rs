@@ -1,11 +1,38 @@
-//! Matrix products of f32 and bf16 tensors. f32 is libtorch's own. Products of bf16 are summed in f32 and
+//! Matrix products of f32 and bf16 tensors. Those of f32 are in `kernels`. Products of bf16 are summed in f32 and
 //! rounded once, and not at all where the result is f32, as the adapters' gradients and the logits are.
 
+use kernels::{Term, Write};
 use tch::{Device, Kind, Tensor};
+
+/// `out (+)= scale · Σ a·b`, in the type of `out`; see [`kernels::product`].
+pub(crate) fn products(terms: &[Term<'_>], scale: f64, write: Write, out: &Tensor) {
+    if terms.iter().all(|term| term.b.kind() == Kind::Float) {
+        return kernels::product(terms, scale, write, out);
+    }
+    let mut rest = terms;
+    if write == Write::Over {
+        match terms {
+            [first, others @ ..] if scale == 1.0 && first.b.size()[1] == out.size()[1] => {
+                product(first.a, first.b, out);
+                rest = others;
+            }
+            _ => drop(out.shallow_clone().zero_()),
+        }
+    }
+    for Term { a, b, column } in rest {
+        let mut columns = out.narrow(1, *column, b.size()[1]);
+        if scale == 1.0 {
+            add_product(a, b, &columns);
+        } else {
+            let _ = columns.g_add_(&(f32_product(a, b) * scale));
+        }
+    }
+}
 
 /// `out = a·b`, in the type of `out`.
 pub(crate) fn product(a: &Tensor, b: &Tensor, out: &Tensor) {
     match Road::of(b, out) {
+        Road::F32 => kernels::product(&[Term::new(a, b)], 1.0, Write::Over, out),
         Road::Direct => drop(narrowed(a, b).mm_out(out, b)),
         Road::Wide => in_f32(a, b, |columns, part| {
             columns.of(out).copy_(part);
@@ -15,8 +42,9 @@ pub(crate) fn product(a: &Tensor, b: &Tensor, out: &Tensor) {
 }
 
 /// `out += a·b`, in the type of `out`.
-pub(crate) fn add_product(a: &Tensor, b: &Tensor, out: &Tensor) {
+fn add_product(a: &Tensor, b: &Tensor, out: &Tensor) {
     match Road::of(b, out) {
+        Road::F32 => kernels::product(&[Term::new(a, b)], 1.0, Write::Add, out),
         Road::Direct => drop(out.shallow_clone().addmm_(&narrowed(a, b), b)),
         Road::Wide => in_f32(a, b, |columns, part| {
             let _ = columns.of(out).g_add_(part);
@@ -29,9 +57,6 @@ pub(crate) fn add_product(a: &Tensor, b: &Tensor, out: &Tensor) {
 
 /// `a·b` as f32.
 pub(crate) fn f32_product(a: &Tensor, b: &Tensor) -> Tensor {
-    if b.kind() == Kind::Float {
-        return a.mm(b);
-    }
     let out = Tensor::empty([a.size()[0], b.size()[1]], (Kind::Float, b.device()));
     product(a, b, &out);
     out
@@ -39,6 +64,8 @@ pub(crate) fn f32_product(a: &Tensor, b: &Tensor) -> Tensor {
 
 /// How a product is computed.
 enum Road {
+    /// All f32.
+    F32,
     /// One call: all of one type, and the hardware has it.
     Direct,
     /// Through f32 copies, a block of columns at a time.
@@ -51,7 +78,7 @@ impl Road {
     fn of(b: &Tensor, out: &Tensor) -> Self {
         let same = b.kind() == out.kind();
         if b.kind() == Kind::Float {
-            Self::Direct
+            Self::F32
         } else if b.device() != Device::Cpu {
             if same { Self::Direct } else { Self::F32Result }
         } else if same && has_bf16_products() {
@@ -141,18 +168,5 @@ mod tests {
         let expected = &exact + sum.to_kind(Kind::Double);
         add_product(&a, &b, &sum);
         assert!(distance(&sum, &expected) < 1e-6);
-    }
-
-    #[test]
-    fn f32_is_the_library_s_own_product() {
-        let (a, b) = (random([7, 300], Kind::Float), random([300, 9], Kind::Float));
-        let out = Tensor::zeros([7, 9], (Kind::Float, Device::Cpu));
-        product(&a, &b, &out);
-        assert_eq!(out, a.mm(&b));
-        assert_eq!(f32_product(&a, &b), a.mm(&b));
-        let mut expected = out.copy();
-        let _ = expected.addmm_(&a, &b);
-        add_product(&a, &b, &out);
-        assert_eq!(out, expected);
     }
 }

@@ -162,6 +162,13 @@ pub(crate) struct Group {
     pub dora: Option<Dora>,
 }
 
+impl Group {
+    /// One linear's scaled B, `[out, rank]`.
+    pub fn b_block(&self, part: &PartLayout) -> Tensor {
+        self.b.narrow(0, part.out_start, part.out_width).narrow(1, part.rank_start, part.rank)
+    }
+}
+
 /// Weight decomposition of one product: `y = gain ⊙ (x·Wᵀ + s·(xAᵀ)Bᵀ)` with `gain = m / ‖W + sBA‖`.
 #[derive(Debug)]
 pub(crate) struct Dora {
@@ -242,13 +249,13 @@ impl Lora {
                 group.a.copy_(&a_view(values, &group.layout));
             }
             for part in &group.layout.parts {
-                let block = b_block(&group.b, part);
+                let block = group.b_block(part);
                 block.shallow_clone().copy_(&(b_view(values, part) * part.scale));
             }
             let Some(dora) = &group.dora else { continue };
             let weight = dora.weight.dense();
             for part in &group.layout.parts {
-                dora.refresh(&weight, values, part, &group.a, &b_block(&group.b, part));
+                dora.refresh(&weight, values, part, &group.a, &group.b_block(part));
             }
         }
     }
@@ -302,9 +309,4 @@ pub(crate) fn b_view(flat: &Tensor, part: &PartLayout) -> Tensor {
 /// One linear's magnitudes, `[out]`; none without weight decomposition.
 pub(crate) fn magnitude_view(flat: &Tensor, part: &PartLayout) -> Option<Tensor> {
     part.magnitude_offset.map(|offset| flat.narrow(0, offset, part.out_width))
-}
-
-/// One linear's block of a product's block matrix.
-fn b_block(b: &Tensor, part: &PartLayout) -> Tensor {
-    b.narrow(0, part.out_start, part.out_width).narrow(1, part.rank_start, part.rank)
 }
