@@ -9,6 +9,7 @@ METHODS = {
     "rslora": {"lora": {"rank": 4, "rslora": True, "rank_pattern": {"down_proj": 8}}},
     "dora": {"lora": {"rank": 4, "dora": True, "target_modules": ["q_proj", "v_proj"]}},
     "qlora": {"quantization": "nf4", "lora": {"rank": 4}},
+    "bf16": {"precision": "bf16", "lora": {"rank": 4}},
 }
 
 
@@ -34,6 +35,7 @@ def test_a_method_trains_and_answers(client, name):
     "options, param",
     [
         ({"quantization": "int8"}, "finetuned.quantization"),
+        ({"precision": "fp8"}, "finetuned.precision"),
         ({"lora": {"dora": True, "dropout": 0.1}}, "finetuned.lora.dropout"),
         ({"lora": {"rank_pattern": {"lm_head": 4}}}, "finetuned.lora.rank_pattern.lm_head"),
         ({"lora": {"ranks": 4}}, "finetuned.lora.ranks"),

@@ -83,6 +83,8 @@ pub struct TrainingOptions {
     pub lora: Option<LoraRequest>,
     /// How the base model's linear layers are kept: `nf4` takes a seventh of the memory (QLoRA).
     pub quantization: Option<Quantization>,
+    /// The numbers that the base model computes with.
+    pub precision: Option<Precision>,
     /// Absolute; wins over the multiplier.
     pub learning_rate: Option<f64>,
     pub schedule: Option<Schedule>,
@@ -223,6 +225,39 @@ pub enum OptimizerKind {
     Adamw8bit,
 }
 
+/// The numbers that a base model computes with. Adapters, gradients and the optimizer are f32 in all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// The one of the device that first takes the job: bf16 on a GPU, f32 on a CPU.
+    Auto,
+    /// Also what plans of earlier versions mean, which do not say.
+    #[default]
+    Fp32,
+    Bf16,
+}
+
+impl Precision {
+    /// As in requests and on the engine's command line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Fp32 => "fp32",
+            Self::Bf16 => "bf16",
+        }
+    }
+
+    /// That of a device: `cpu`, `cuda:0`, …
+    pub fn of_device(device: &str) -> Self {
+        if device.starts_with("cuda") { Self::Bf16 } else { Self::Fp32 }
+    }
+
+    /// Itself, or the device's when it is `auto`.
+    pub fn or_native(self, native: Self) -> Self {
+        if self == Self::Auto { native } else { self }
+    }
+}
+
 /// How the learning rate moves after the warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -277,6 +312,17 @@ mod tests {
             [(10, 10), (3, 25), (34, 3), (101, 3), (8_333, 3), (10_000, 2), (90_000, 1)]
         {
             assert_eq!(auto_epochs(n), epochs, "{n} examples");
+        }
+    }
+
+    #[test]
+    fn precisions_are_the_device_s_unless_chosen() {
+        let cpu = Precision::of_device("cpu");
+        assert_eq!((cpu, Precision::of_device("cuda:1")), (Precision::Fp32, Precision::Bf16));
+        assert_eq!(Precision::Auto.or_native(cpu), Precision::Fp32);
+        assert_eq!(Precision::Bf16.or_native(cpu), Precision::Bf16);
+        for precision in [Precision::Auto, Precision::Fp32, Precision::Bf16] {
+            assert_eq!(serde_json::to_value(precision).unwrap(), precision.as_str());
         }
     }
 

@@ -27,7 +27,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::engine::Sampling;
-use crate::hyperparameters::Quantization;
+use crate::hyperparameters::{Precision, Quantization};
 use crate::id::{CheckpointId, FileId, JobId, ModelId};
 use crate::job::MethodType;
 use crate::plan::ResolvedHyperparameters;
@@ -44,6 +44,9 @@ pub struct ClaimRequest {
     pub worker_id: String,
     /// The [variant](BaseModel::variant) that the slot has warm, preferred among equals.
     pub warm_model: Option<String>,
+    /// What `auto` means on the slot's device.
+    #[serde(default)]
+    pub precision: Precision,
     /// How long the server may hold the call open, at most 30.
     pub wait_seconds: u64,
 }
@@ -95,22 +98,30 @@ pub struct BaseModel {
     /// How an engine shall hold it; not a property of the stored files.
     #[serde(default)]
     pub quantization: Quantization,
+    /// `auto` leaves it to the device.
+    #[serde(default)]
+    pub precision: Precision,
 }
 
 impl BaseModel {
-    /// The name of what an engine holds: a model that is quantised is another one than the same model
-    /// that is not.
+    /// The name of what an engine holds: a model that is quantised, or computes in bf16, is another one
+    /// than the same model that does not.
     pub fn variant(&self) -> ModelId {
-        variant(&self.id, self.quantization)
+        variant(&self.id, self.quantization, self.precision)
     }
 }
 
-/// `model`, or `model@nf4`.
-pub fn variant(model: &ModelId, quantization: Quantization) -> ModelId {
-    match quantization {
-        Quantization::None => model.clone(),
-        other => format!("{model}@{}", other.as_str()).into(),
-    }
+/// `model`, `model@nf4`, `model@bf16`, `model@nf4@bf16`; or `model@auto`, which any of its precisions is.
+pub fn variant(model: &ModelId, quantization: Quantization, precision: Precision) -> ModelId {
+    let quantization = match quantization {
+        Quantization::None => String::new(),
+        other => format!("@{}", other.as_str()),
+    };
+    let precision = match precision {
+        Precision::Fp32 => String::new(),
+        other => format!("@{}", other.as_str()),
+    };
+    format!("{model}{quantization}{precision}").into()
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

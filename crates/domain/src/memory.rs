@@ -7,7 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::hyperparameters::{GradientCheckpointing, OptimizerKind, Quantization};
+use crate::hyperparameters::{self, GradientCheckpointing, OptimizerKind, Quantization};
 use crate::plan::ResolvedHyperparameters;
 
 /// What the process takes before it has a model: libtorch's code and tables, threads, buffers of its
@@ -135,7 +135,7 @@ impl Workload {
                 Quantization::Nf4 => Trained::Qlora { rank },
             },
             optimizer: h.optimizer,
-            precision: Precision::F32,
+            precision: h.precision.into(),
             tokens,
             target_tokens: tokens,
             gradient_checkpointing: h.gradient_checkpointing,
@@ -272,6 +272,12 @@ impl ModelShape {
         self.num_hidden_layers * self.products().iter().map(product).sum::<u64>()
     }
 
+    /// Numbers in the A matrices of such adapters.
+    fn adapter_inputs(&self, rank: u64) -> u64 {
+        let product = |(input, widths): &(u64, &[LinearWidth])| rank * input * widths.len() as u64;
+        self.num_hidden_layers * self.products().iter().map(product).sum::<u64>()
+    }
+
     /// Numbers in the adapters' derived matrices: the B blocks of a product stand in one matrix, as wide
     /// as its ranks together.
     fn derived_parameters(&self, rank: u64) -> u64 {
@@ -300,6 +306,16 @@ pub fn estimate(shape: &ModelShape, workload: &Workload) -> Estimate {
         activations: tokens * kept_per_token(shape, workload),
         workspace: workspace(shape, workload, tokens),
         runtime: RUNTIME,
+    }
+}
+
+impl From<hyperparameters::Precision> for Precision {
+    /// Where nothing is known yet, the larger one.
+    fn from(precision: hyperparameters::Precision) -> Self {
+        match precision {
+            hyperparameters::Precision::Bf16 => Self::Bf16,
+            hyperparameters::Precision::Fp32 | hyperparameters::Precision::Auto => Self::F32,
+        }
     }
 }
 
@@ -345,8 +361,14 @@ fn trainable(shape: &ModelShape, workload: &Workload) -> u64 {
     };
     match workload.trained {
         Trained::Lora { rank } | Trained::Qlora { rank } => {
-            let derived = shape.derived_parameters(rank) * workload.precision.bytes();
-            shape.adapter_parameters(rank) * (4 + 4 + moments + 4) + derived
+            // In bf16 the products take a copy of A too.
+            let copies = match workload.precision {
+                Precision::F32 => shape.derived_parameters(rank) * 4,
+                Precision::Bf16 => {
+                    (shape.derived_parameters(rank) + shape.adapter_inputs(rank)) * 2
+                }
+            };
+            shape.adapter_parameters(rank) * (4 + 4 + moments + 4) + copies
         }
         Trained::Full => {
             // In bf16 the weights that are updated are kept in f32 beside those that compute.
@@ -391,7 +413,9 @@ fn workspace(shape: &ModelShape, workload: &Workload, tokens: u64) -> u64 {
     let heads = if shape.norms.of_queries_and_keys { q + kv } else { 0 };
     let layer = tokens * (3 * d + 2 * f + q + (q + 2 * kv) + heads + ranks) * bytes;
     let targets = workload.target_tokens.min(tokens);
-    let head = (4 * targets * d + HEAD_ROWS * shape.vocab_size) * bytes;
+    // Logits are f32; in bf16 their gradient is rounded to a copy.
+    let logits = HEAD_ROWS * shape.vocab_size * if bytes == 4 { 4 } else { 4 + bytes };
+    let head = 4 * targets * d * bytes + logits;
     let validation = if workload.has_validation {
         let (attention, mlp, inner) = layer_per_token(shape, workload);
         tokens * (attention + mlp + inner + (2 * d + d + f) * bytes)

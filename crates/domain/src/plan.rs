@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::hyperparameters::{
-    EarlyStopping, GradientCheckpointing, OptimizerKind, Quantization, Schedule, Tuning,
+    EarlyStopping, GradientCheckpointing, OptimizerKind, Precision, Quantization, Schedule, Tuning,
 };
 use crate::id::JobId;
 use crate::job::MethodType;
@@ -41,6 +41,9 @@ pub struct ResolvedHyperparameters {
     /// How the base model's linear layers are kept, while training and while answering.
     #[serde(default, skip_serializing_if = "is_default")]
     pub quantization: Quantization,
+    /// The numbers that the base model computes with, likewise; a value from the job's first claim on.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub precision: Precision,
     /// What is trained.
     #[serde(default, skip_serializing_if = "is_default")]
     pub tuning: Tuning,

@@ -17,11 +17,12 @@ use domain::engine::Reply;
 use engine::protocol::{Replies, read_commands};
 use engine::room::Room;
 use engine::scheduler::Scheduler;
-use model::{Decoder, Quantization};
+use model::{Decoder, Form, Precision, Quantization};
 use tch::{Cuda, Device};
 
 const USAGE: &str = "\
-usage: finetuned-engine --model FOLDER [--quantization none|nf4] [--device cpu|cuda:N]
+usage: finetuned-engine --model FOLDER [--quantization none|nf4] [--precision auto|fp32|bf16]
+                        [--device cpu|cuda:N]
                         [--threads N] [--memory BYTES]
 
 Trains and answers with one base model. Commands are JSON lines on standard input, replies
@@ -29,6 +30,7 @@ JSON lines on standard output; started by a worker, not by hand.
 
   --model FOLDER       the base model: config.json, model.safetensors, tokenizer.json, ...
   --quantization FORM  how its linear layers are kept: none (default) or nf4
+  --precision NUMBERS  what it computes with: fp32, bf16, or auto (default): bf16 on a GPU
   --device DEVICE      cpu (default) or cuda:N
   --threads N          CPU threads (default: all cores)
   --memory BYTES       what this process may take on the CPU (default: what the machine has free)";
@@ -85,23 +87,19 @@ fn start(cuda: Result<bool, String>) -> Result<Option<(Decoder, ChatTokenizer, R
     tch::set_num_interop_threads(1);
     kernels::set_threads(threads);
     let began = Instant::now();
-    let (decoder, tokenizer) = load(&options.model, device, options.quantization)?;
+    let (decoder, tokenizer) = load(&options.model, device, options.form_on(device))?;
     eprintln!("loaded {} in {:.1} s", options.model.display(), began.elapsed().as_secs_f64());
     Ok(Some((decoder, tokenizer, Room { limit: options.memory })))
 }
 
-fn load(
-    folder: &Path,
-    device: Device,
-    quantization: Quantization,
-) -> Result<(Decoder, ChatTokenizer)> {
+fn load(folder: &Path, device: Device, form: Form) -> Result<(Decoder, ChatTokenizer)> {
     if !folder.is_dir() {
         bail!("--model {}: no such folder", folder.display());
     }
     let tokenizer = ChatTokenizer::from_folder(folder)
         .with_context(|| format!("the tokenizer of {} cannot be loaded", folder.display()))?;
     // A damaged weight file can fail inside libtorch, whose errors are panics.
-    let decoder = engine::failure::guard(|| Decoder::load_as(folder, device, quantization))
+    let decoder = engine::failure::guard(|| Decoder::load_as(folder, device, form))
         .map_err(|fault| anyhow::anyhow!(fault.message().to_owned()))
         .and_then(|loaded| Ok(loaded?))
         .with_context(|| format!("the model {} cannot be loaded", folder.display()))?;
@@ -111,6 +109,8 @@ fn load(
 struct Options {
     model: PathBuf,
     quantization: Quantization,
+    /// None: the device's.
+    precision: Option<Precision>,
     device: Device,
     threads: Option<usize>,
     memory: Option<u64>,
@@ -120,7 +120,7 @@ impl Options {
     /// None when the usage is asked for.
     fn parse(mut args: impl Iterator<Item = String>) -> Result<Option<Self>> {
         let (mut model, mut device, mut threads) = (None, Device::Cpu, None);
-        let (mut quantization, mut memory) = (Quantization::None, None);
+        let (mut quantization, mut precision, mut memory) = (Quantization::None, None, None);
         while let Some(name) = args.next() {
             if matches!(name.as_str(), "-h" | "--help") {
                 return Ok(None);
@@ -130,6 +130,7 @@ impl Options {
             match name.as_str() {
                 "--model" => model = Some(PathBuf::from(value()?)),
                 "--quantization" => quantization = parse_quantization(&value()?)?,
+                "--precision" => precision = parse_precision(&value()?)?,
                 "--device" => device = parse_device(&value()?)?,
                 "--threads" => threads = Some(parse_threads(&value()?)?),
                 "--memory" => memory = Some(parse_memory(&value()?)?),
@@ -137,7 +138,12 @@ impl Options {
             }
         }
         let model = model.context("--model is missing; see --help")?;
-        Ok(Some(Self { model, quantization, device, threads, memory }))
+        Ok(Some(Self { model, quantization, precision, device, threads, memory }))
+    }
+
+    fn form_on(&self, device: Device) -> Form {
+        let native = if device.is_cuda() { Precision::Bf16 } else { Precision::Fp32 };
+        Form { quantization: self.quantization, precision: self.precision.unwrap_or(native) }
     }
 }
 
@@ -146,6 +152,15 @@ fn parse_quantization(text: &str) -> Result<Quantization> {
         "none" => Ok(Quantization::None),
         "nf4" => Ok(Quantization::Nf4),
         _ => bail!("--quantization {text}: expected none or nf4"),
+    }
+}
+
+fn parse_precision(text: &str) -> Result<Option<Precision>> {
+    match text {
+        "auto" => Ok(None),
+        "fp32" => Ok(Some(Precision::Fp32)),
+        "bf16" => Ok(Some(Precision::Bf16)),
+        _ => bail!("--precision {text}: expected auto, fp32 or bf16"),
     }
 }
 
@@ -208,6 +223,8 @@ mod tests {
         let options = parse(&["--model", "m", "--device", "cuda:1", "--threads", "2"]);
         let options = options.unwrap().unwrap();
         assert_eq!((options.device, options.threads), (Device::Cuda(1), Some(2)));
+        assert_eq!(options.form_on(Device::Cuda(1)).precision, Precision::Bf16);
+        assert_eq!(options.form_on(Device::Cpu), Form::default());
         assert!(parse(&["--help"]).unwrap().is_none());
         for (args, word) in [
             (&["--device", "cpu"][..], "--model"),
@@ -216,6 +233,7 @@ mod tests {
             (&["--model", "m", "--threads", "0"], "from 1 to 1024"),
             (&["--model", "m", "--memory", "2G"], "a number of bytes"),
             (&["--model", "m", "--quantization", "fp4"], "expected none or nf4"),
+            (&["--model", "m", "--precision", "fp16"], "expected auto, fp32 or bf16"),
             (&["--model", "m", "--fast", "1"], "unknown argument '--fast'"),
         ] {
             let Err(error) = parse(args) else { panic!("{args:?} was accepted") };

@@ -6,10 +6,11 @@ use std::fs;
 
 use common::{Folder, Tiny, bytes, plan};
 use domain::hyperparameters::{
-    EarlyStopping, GradientCheckpointing, OptimizerKind, Quantization, Schedule,
+    EarlyStopping, GradientCheckpointing, OptimizerKind, Precision, Quantization, Schedule,
 };
 use domain::report::{CheckpointKind, RunReport};
 use engine::train::{Happened, Prepared, Run, admit};
+use model::Form;
 
 #[test]
 fn a_run_learns_its_rows_by_heart() {
@@ -129,6 +130,34 @@ fn a_run_on_a_quantised_base_learns_and_wants_the_same_base() {
 
     let failure = Tiny::load().begin(quantised("dense")).unwrap_err();
     assert_eq!(failure.param.as_deref(), Some("quantization"));
+}
+
+#[test]
+fn a_run_in_bf16_learns_and_resumes_with_the_same_bytes() {
+    let form = Form { precision: model::Precision::Bf16, ..Form::default() };
+    let (tiny, output) = (Tiny::load_as(form), Folder::new());
+    let plan_of = |name: &str| {
+        let mut plan = plan(&output, name);
+        plan.hyperparameters.precision = Precision::Bf16;
+        plan.hyperparameters.lora.dropout = 0.1;
+        plan
+    };
+    let straight = tiny.finish(plan_of("straight"));
+    let losses = straight.losses();
+    assert!(losses[19] < losses[0] / 2.0, "{losses:?}");
+    assert!(straight.messages[0].contains("bf16 on a CPU"), "{:?}", straight.messages);
+    let first = tiny.drive_and_stop_at(tiny.begin(plan_of("broken")).unwrap(), 9);
+    let mut rest = plan_of("broken");
+    rest.resume_from = Some(first.checkpoints.last().unwrap().dir.clone());
+    let second = tiny.finish(rest);
+    assert!(second.messages.is_empty(), "{:?}", second.messages);
+    assert_eq!([first.losses(), second.losses()].concat(), losses);
+    for name in ["adapter_model.safetensors", "optimizer.safetensors"] {
+        assert!(bytes(&straight.last_dir(), name) == bytes(&second.last_dir(), name), "{name}");
+    }
+
+    let failure = tiny.begin(plan(&output, "fp32")).unwrap_err();
+    assert_eq!(failure.param.as_deref(), Some("precision"));
 }
 
 #[test]

@@ -155,6 +155,7 @@ pub(crate) fn job(row: JobRow, now: OffsetDateTime) -> Job {
             gradient_checkpointing: resolved.gradient_checkpointing,
             early_stopping: resolved.early_stopping,
             quantization: resolved.quantization,
+            precision: resolved.precision,
             tuning: resolved.tuning,
             lora: resolved.lora,
             dataset: row.dataset,

@@ -1,8 +1,8 @@
 //! Requested hyperparameters and options: checked at creation, resolved once the files are counted.
 
 use domain::hyperparameters::{
-    EarlyStopping, EarlyStoppingRequest, Schedule, TARGET_MODULES, auto_batch_size, auto_epochs,
-    auto_learning_rate,
+    EarlyStopping, EarlyStoppingRequest, Precision, Schedule, TARGET_MODULES, auto_batch_size,
+    auto_epochs, auto_learning_rate,
 };
 use domain::plan::{LoraConfig, ResolvedHyperparameters};
 use domain::preference::{LEARNING_RATE_DIVISOR, LossType};
@@ -291,6 +291,7 @@ pub(crate) fn resolve(
             .filter(|_| measured.has_validation)
             .map(resolve_early_stopping),
         quantization: job.quantization.or(operator.quantization).unwrap_or_default(),
+        precision: job.precision.or(operator.precision).unwrap_or(Precision::Auto),
         tuning: job.tuning.or(operator.tuning).unwrap_or_default(),
         lora: resolve_lora(job.lora.as_ref(), operator.lora.as_ref()),
         preference: wish.preference.map(|preference| Box::new(preference.resolve())),

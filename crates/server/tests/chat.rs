@@ -22,7 +22,8 @@ fn chat(extra: Value) -> Value {
 
 /// Takes the next chat request.
 async fn take(server: &TestServer) -> InferenceTask {
-    let next = json!({"worker_id": "w", "base_models": [MODEL], "wait_seconds": 20});
+    let models = [MODEL.to_owned(), format!("{MODEL}@auto")];
+    let next = json!({"worker_id": "w", "base_models": models, "wait_seconds": 20});
     let response =
         Worker::of(server).request(Method::POST, "/inference/next").json(&next).send().await;
     let response = response.unwrap();

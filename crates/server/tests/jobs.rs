@@ -95,6 +95,34 @@ async fn a_job_goes_from_file_to_model() {
     check_models(&server, &job, &model).await;
 }
 
+#[tokio::test]
+async fn a_job_s_precision_is_its_own_or_the_first_worker_s() {
+    let server = server().await;
+    let training = server.upload(&rows(12)).await;
+    for (asked, shown, claimed) in
+        [(None, "auto", "fp32"), (Some("bf16"), "bf16", "bf16"), (Some("fp32"), "fp32", "fp32")]
+    {
+        let request = json!({
+            "model": MODEL, "training_file": training, "finetuned": {"precision": asked},
+        });
+        let (status, created) = server.post("/v1/fine_tuning/jobs", &request).await;
+        assert_eq!(status, 200, "{created}");
+        let job = created["id"].as_str().unwrap();
+        assert_eq!(server.job_when(job, "queued").await["finetuned"]["precision"], shown);
+        let run = claim(&server, job).await;
+        assert_eq!(run.claimed.hyperparameters.precision.as_str(), claimed);
+        assert_eq!(run.claimed.base_model.precision.as_str(), claimed);
+        assert_eq!(server.job_when(job, "running").await["finetuned"]["precision"], claimed);
+        let (status, _) =
+            server.post(&format!("/v1/fine_tuning/jobs/{job}/cancel"), &json!({})).await;
+        assert_eq!(status, 200);
+    }
+    let request =
+        json!({"model": MODEL, "training_file": training, "finetuned": {"precision": "fp8"}});
+    let (status, error) = server.post("/v1/fine_tuning/jobs", &request).await;
+    assert_eq!((status.as_u16(), error_of(&error).1), (400, json!("finetuned.precision")));
+}
+
 /// The worker's part; gives the tuned model's name.
 async fn train(server: &TestServer, job: &str, training: &str) -> String {
     let run = claim(server, job).await;

@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use domain::hyperparameters::Quantization;
+use domain::hyperparameters::{Precision, Quantization};
 use domain::id::random_suffix;
 use domain::internal::{BaseModel, ManifestFile};
 use domain::{ModelId, ProjectId};
@@ -49,6 +49,7 @@ impl BaseModelRow {
             digest: self.digest.clone(),
             files: self.files.clone(),
             quantization: Quantization::None,
+            precision: Precision::Auto,
         }
     }
 

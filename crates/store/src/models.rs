@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use domain::hyperparameters::Quantization;
+use domain::hyperparameters::{Precision, Quantization};
 use domain::internal::{AdapterRef, BaseModel, ManifestFile};
 use domain::{JobId, ModelId};
 use sqlx::types::Json;
@@ -45,12 +45,15 @@ pub struct Resolved {
     pub adapter: Option<AdapterRef>,
     /// As the base model was held while the adapter was trained.
     pub quantization: Quantization,
+    /// Likewise; `auto` for a base model by itself.
+    pub precision: Precision,
 }
 
 impl Resolved {
     /// The base model as an engine shall hold it.
     pub fn base_model(&self) -> BaseModel {
-        BaseModel { quantization: self.quantization, ..self.base.to_manifest() }
+        let (quantization, precision) = (self.quantization, self.precision);
+        BaseModel { quantization, precision, ..self.base.to_manifest() }
     }
 }
 
@@ -117,12 +120,13 @@ struct AdapterRecord {
     digest: String,
     files: Json<Vec<ManifestFile>>,
     quantization: Option<Json<Quantization>>,
+    precision: Option<Json<Precision>>,
 }
 
 async fn adapter(db: &Db, project: Option<&str>, id: &ModelId) -> Result<Option<AdapterRecord>> {
     let record = sqlx::query_as(
         "select m.project_id, m.base_model, m.job_id, m.checkpoint_id, m.digest, m.files,
-                d.resolved -> 'quantization' as quantization
+                d.resolved -> 'quantization' as quantization, d.resolved -> 'precision' as precision
          from models m left join job_details d on d.job_id = m.job_id
          where m.id = $1 and ($2::text is null or m.project_id = $2)",
     )
@@ -137,13 +141,15 @@ async fn adapter(db: &Db, project: Option<&str>, id: &ModelId) -> Result<Option<
 pub async fn resolve(db: &Db, project: &Project, id: &ModelId) -> Result<Resolved> {
     let Some(record) = adapter(db, Some(project.id.as_str()), id).await? else {
         let base = base_models::get(db, project, id).await?;
-        return Ok(Resolved { base, adapter: None, quantization: Quantization::None });
+        let (quantization, precision) = (Quantization::None, Precision::Auto);
+        return Ok(Resolved { base, adapter: None, quantization, precision });
     };
     let base = base_models::get(db, project, &record.base_model.into()).await?;
     let (digest, files) = (record.digest, record.files.0);
     let quantization = record.quantization.map_or(Quantization::None, |value| value.0);
+    let precision = record.precision.map_or(Precision::Fp32, |value| value.0);
     let adapter = Some(AdapterRef { model_id: id.clone(), digest, files });
-    Ok(Resolved { base, adapter, quantization })
+    Ok(Resolved { base, adapter, quantization, precision })
 }
 
 /// Where a file of a stored adapter lies; for workers, who serve all projects.

@@ -38,7 +38,7 @@ pub use checkpoint::{
 };
 #[cfg(feature = "testing")]
 pub(crate) use claim::CLAIM;
-pub use claim::{ClaimedJob, claim};
+pub use claim::{Claimant, ClaimedJob, claim};
 pub use finish::finish;
 pub use resume::verify_resume;
 pub(crate) use retention::discard;

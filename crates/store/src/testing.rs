@@ -88,6 +88,7 @@ impl TestStore {
             .bind("worker")
             .bind(None::<&str>)
             .bind(crate::interval(Duration::from_secs(60)))
+            .bind("fp32")
             .fetch_all(&self.store.db.pool)
             .await
             .expect("the claim can be planned");

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use domain::ModelId;
+use domain::hyperparameters::Precision;
 use domain::internal::BaseModel;
 use tokio::sync::{OwnedRwLockReadGuard, RwLock, watch};
 
@@ -25,8 +25,8 @@ pub struct EngineHost {
     grace: Duration,
     /// Readers use the engine, a writer exchanges it. The lock is fair, so nobody waits for ever.
     loaded: Arc<RwLock<Option<Engine>>>,
-    /// The variant of a base model that a run needs, from its claim to its end.
-    pinned: watch::Sender<Option<ModelId>>,
+    /// The base model that a run needs, from its claim to its end.
+    pinned: watch::Sender<Option<BaseModel>>,
 }
 
 impl EngineHost {
@@ -41,23 +41,34 @@ impl EngineHost {
         loaded.as_ref().filter(|engine| engine.is_alive()).map(|engine| engine.base().clone())
     }
 
-    pub fn pinned(&self) -> Option<ModelId> {
+    pub fn pinned(&self) -> Option<BaseModel> {
         self.pinned.borrow().clone()
+    }
+
+    /// What `auto` means on this device.
+    pub fn precision(&self) -> Precision {
+        Precision::of_device(&self.launch.device)
+    }
+
+    /// `base` in the form in which this device holds it.
+    fn held(&self, base: &BaseModel) -> BaseModel {
+        BaseModel { precision: base.precision.or_native(self.precision()), ..base.clone() }
     }
 
     /// Reserves the engine for runs on `base`; generations on others are turned away meanwhile.
     pub fn pin(&self, base: &BaseModel) -> Pin<'_> {
-        self.pinned.send_replace(Some(base.variant()));
+        self.pinned.send_replace(Some(self.held(base)));
         Pin(self)
     }
 
     /// The engine with `base` loaded, for a run that has pinned it.
     pub async fn for_run(&self, base: &BaseModel, dir: &Path) -> Result<EngineUse, EngineError> {
+        let base = self.held(base);
         loop {
-            if let Some(engine) = self.in_use(base).await {
+            if let Some(engine) = self.in_use(&base).await {
                 return Ok(engine);
             }
-            self.exchange(base, dir).await?;
+            self.exchange(&base, dir).await?;
         }
     }
 
@@ -68,9 +79,9 @@ impl EngineHost {
         dir: &Path,
     ) -> Result<EngineUse, EngineError> {
         let mut pinned = self.pinned.subscribe();
-        let mut other_run = None;
+        let (mut other_run, wanted) = (None, self.held(base).variant());
         let claimed = pinned.wait_for(|pinned| {
-            other_run = pinned.clone().filter(|model| *model != base.variant());
+            other_run = pinned.as_ref().map(BaseModel::variant).filter(|model| *model != wanted);
             other_run.is_some()
         });
         tokio::select! {
@@ -115,7 +126,8 @@ impl EngineHost {
 
 fn serves(engine: &Engine, base: &BaseModel) -> bool {
     let held = engine.base();
-    engine.is_alive() && held.digest == base.digest && held.quantization == base.quantization
+    let form = |model: &BaseModel| (model.quantization, model.precision);
+    engine.is_alive() && held.digest == base.digest && form(held) == form(base)
 }
 
 /// The reservation of a run.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use domain::ModelId;
 use domain::engine::{GenerateRequest, GenerationEvent, GenerationFailure};
-use domain::hyperparameters::Quantization;
+use domain::hyperparameters::{Precision, Quantization};
 use domain::internal::{BaseModel, InferenceTask, NextInference, variant};
 use tokio::sync::{Mutex, mpsc};
 use tokio::time::Instant;
@@ -26,6 +26,7 @@ use crate::supervise::EngineError;
 const LIST_AGE: Duration = Duration::from_secs(5);
 /// The forms in which an engine can hold a base model.
 const QUANTIZATIONS: [Quantization; 2] = [Quantization::None, Quantization::Nf4];
+const PRECISIONS: [Precision; 3] = [Precision::Auto, Precision::Fp32, Precision::Bf16];
 /// Events between engine and connection.
 const EVENTS: usize = 64;
 
@@ -102,15 +103,27 @@ impl Slot {
     /// While a run is active its base model only; any otherwise, the loaded one first.
     fn servable(&self, models: &[ModelId]) -> Vec<ModelId> {
         if let Some(pinned) = self.host.pinned() {
-            return vec![pinned];
+            return self.names_of(&pinned);
         }
-        let warm = self.host.warm().map(|model| model.variant());
+        let warm = self.host.warm().map(|model| self.names_of(&model)).unwrap_or_default();
+        let forms = QUANTIZATIONS
+            .into_iter()
+            .flat_map(|quantization| PRECISIONS.map(|precision| (quantization, precision)));
         let mut models: Vec<_> = models
             .iter()
-            .flat_map(|model| QUANTIZATIONS.map(|quantization| variant(model, quantization)))
+            .flat_map(|model| forms.clone().map(|(q, p)| variant(model, q, p)))
             .collect();
-        models.sort_by_key(|model| Some(model) != warm.as_ref());
+        models.sort_by_key(|model| !warm.contains(model));
         models
+    }
+
+    /// The names under which a server may ask for what an engine holds.
+    fn names_of(&self, held: &BaseModel) -> Vec<ModelId> {
+        let mut names = vec![held.variant()];
+        if held.precision == self.host.precision() {
+            names.push(variant(&held.id, held.quantization, Precision::Auto));
+        }
+        names
     }
 
     /// Streams the answer to one request. Returns when the server has it, or wants it no more.

@@ -8,7 +8,6 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use domain::hyperparameters::Quantization;
 use domain::internal::BaseModel;
 use tokio::process::{Child, Command};
 
@@ -42,7 +41,7 @@ impl Launch {
     /// process: the parent-death signal follows the thread that spawned, and the run-time's threads
     /// come and go.
     pub async fn spawn(&self, model: &BaseModel, model_dir: &Path) -> std::io::Result<Spawned> {
-        let mut command = self.command(model_dir, model.quantization);
+        let mut command = self.command(model_dir, model);
         let runtime = tokio::runtime::Handle::current();
         let (started, child) = tokio::sync::oneshot::channel();
         let (parent_needed, until_unneeded) = std::sync::mpsc::channel::<()>();
@@ -59,7 +58,7 @@ impl Launch {
         Ok(Spawned { child, _parent_needed: parent_needed })
     }
 
-    fn command(&self, model_dir: &Path, quantization: Quantization) -> Command {
+    fn command(&self, model_dir: &Path, model: &BaseModel) -> Command {
         let mut command = match &self.setpriv {
             Some(setpriv) => {
                 let mut command = Command::new(setpriv);
@@ -71,7 +70,8 @@ impl Launch {
         command
             .arg("--model")
             .arg(model_dir)
-            .args(["--quantization", quantization.as_str()])
+            .args(["--quantization", model.quantization.as_str()])
+            .args(["--precision", model.precision.as_str()])
             .args(["--device", &self.device])
             .args(["--threads", &self.threads.to_string()])
             // Threads that spin while they wait starve whatever shares the machine.

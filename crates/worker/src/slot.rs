@@ -67,6 +67,7 @@ impl Slot {
         let request = ClaimRequest {
             worker_id: self.worker_id.clone(),
             warm_model: self.host.warm().map(|model| model.variant().to_string()),
+            precision: self.host.precision(),
             wait_seconds: self.config.claim_wait.as_secs().clamp(1, 30),
         };
         let asked = Instant::now();

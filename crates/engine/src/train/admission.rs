@@ -26,6 +26,8 @@ pub fn admit(
     let longest = data.into_iter().flatten().map(longest_row).max().unwrap_or(0);
     let h = &mut prepared.plan.hyperparameters;
     let mut asked = Workload::of(h, longest, prepared.validation.is_some());
+    // Operations on bf16 widen what they read, on a CPU: the one place where room is counted.
+    asked.precision = memory::Precision::F32;
     if prepared.validation.is_none() {
         // A step has no more than its batch to put into micro-batches.
         let rows = u64::from(h.batch_size).min(prepared.training.rows() as u64);

@@ -7,6 +7,7 @@
 
 mod adapter;
 mod admission;
+mod base;
 mod best;
 pub mod checkpoint;
 mod evaluate;
@@ -24,7 +25,6 @@ pub mod sums;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use domain::hyperparameters::Quantization;
 use domain::id::JobId;
 use domain::plan::TrainingPlan;
 use domain::report::{
@@ -34,6 +34,7 @@ use model::{Decoder, Gradients};
 use tch::Tensor;
 
 pub use self::admission::admit;
+use self::base::{check_base, slow_numbers};
 use self::best::Best;
 use self::checkpoint::{Restored, State};
 use self::evaluate::Evaluation;
@@ -196,6 +197,7 @@ impl Run {
                 // A turn of its own, so that it is known when the first step begins, not when it
                 // ends.
                 happened.push(self.announcement());
+                happened.extend((self.training.step == 0).then(|| slow_numbers(decoder)).flatten());
                 self.announced = true;
                 self.concluded = Instant::now();
                 return Ok(());
@@ -401,20 +403,6 @@ impl Run {
         let every = rule.map_or(0, |rule| rule.evaluation_steps);
         self.ends_epoch() || (every > 0 && self.training.step.is_multiple_of(every))
     }
-}
-
-/// The worker starts engines for a base model in one form; another one would be another model.
-fn check_base(plan: &TrainingPlan, decoder: &Decoder) -> Result<(), RunFailure> {
-    let wanted = match plan.hyperparameters.quantization {
-        Quantization::None => model::Quantization::None,
-        Quantization::Nf4 => model::Quantization::Nf4,
-    };
-    if wanted == decoder.quantization() {
-        return Ok(());
-    }
-    let held = decoder.quantization();
-    let message = format!("The engine holds the base model as {held:?}; the job wants {wanted:?}.");
-    Err(permanent("internal_error", Some("quantization"), message))
 }
 
 fn diverged(step: u64, what: &str, skipped: u32) -> RunFailure {

@@ -13,7 +13,7 @@ use domain::job::MethodType;
 use domain::plan::{LoraConfig, ResolvedHyperparameters, TrainingPlan};
 use domain::report::{CheckpointReport, RunFailure, RunReport, StepMetrics};
 use engine::train::{Happened, Prepared, Run, prepare};
-use model::{Decoder, Quantization};
+use model::{Decoder, Form};
 use serde_json::{Map, Value, json};
 use tch::Device;
 use weights::{Dtype, write_safetensors};
@@ -170,16 +170,16 @@ pub struct Tiny {
 
 impl Tiny {
     pub fn load() -> Self {
-        Self::load_as(Quantization::None)
+        Self::load_as(Form::default())
     }
 
-    pub fn load_as(quantization: Quantization) -> Self {
+    pub fn load_as(form: impl Into<Form>) -> Self {
         // One thread: tests run beside each other, and threads of libtorch would only wait for
         // cores.
         tch::set_num_threads(1);
         let folder = Folder::new();
         write_model(folder.path(), None);
-        let decoder = Decoder::load_as(folder.path(), Device::Cpu, quantization).unwrap();
+        let decoder = Decoder::load_as(folder.path(), Device::Cpu, form).unwrap();
         let tokenizer = ChatTokenizer::from_folder(folder.path()).unwrap();
         Self { folder, decoder, tokenizer }
     }
@@ -294,6 +294,7 @@ pub fn plan(output: &Folder, name: &str) -> TrainingPlan {
             optimizer: Default::default(),
             early_stopping: None,
             quantization: Default::default(),
+            precision: Default::default(),
             tuning: Default::default(),
             lora: LoraConfig { rank: 8, alpha: 16.0, ..LoraConfig::default() },
             preference: None,

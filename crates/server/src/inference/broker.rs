@@ -234,6 +234,7 @@ mod tests {
                 digest: String::new(),
                 files: Vec::new(),
                 quantization: Quantization::None,
+                precision: Default::default(),
             },
             adapter: None,
             messages: Vec::new(),

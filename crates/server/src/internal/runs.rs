@@ -17,7 +17,7 @@ use domain::{CheckpointId, FileId, JobStatus};
 use serde::Deserialize;
 use store::blob::BlobKey;
 use store::files::FileRow;
-use store::queue::{self, ClaimedJob};
+use store::queue::{self, Claimant, ClaimedJob};
 
 use super::error::{InternalApiError, InternalResult};
 use super::extract::{InternalJson, LONGEST_POLL, Leased};
@@ -45,8 +45,12 @@ pub(crate) async fn claim(
             return Err(InternalApiError::ShuttingDown);
         }
         let ttl = state.config.lease.ttl;
-        let warm = request.warm_model.as_deref();
-        if let Some(job) = queue::claim(&state.store.db, &request.worker_id, warm, ttl).await? {
+        let claimant = Claimant {
+            worker_id: &request.worker_id,
+            warm_model: request.warm_model.as_deref(),
+            precision: request.precision,
+        };
+        if let Some(job) = queue::claim(&state.store.db, claimant, ttl).await? {
             return Ok(Json(claimed_run(&state, job)).into_response());
         }
         let now = tokio::time::Instant::now();

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use domain::hyperparameters::{
-    EarlyStopping, GradientCheckpointing, OptimizerKind, Quantization, Schedule, Tuning,
+    EarlyStopping, GradientCheckpointing, OptimizerKind, Precision, Quantization, Schedule, Tuning,
 };
 use domain::plan::LoraConfig;
 use domain::{Hyperparameters, TrainingOptions};
@@ -188,6 +188,8 @@ pub(crate) struct Resolved {
     pub gradient_checkpointing: GradientCheckpointing,
     pub early_stopping: Option<EarlyStopping>,
     pub quantization: Quantization,
+    /// `auto` until a worker takes the job.
+    pub precision: Precision,
     pub tuning: Tuning,
     pub lora: LoraConfig,
     /// What the files hold: examples, tokens, truncated rows.

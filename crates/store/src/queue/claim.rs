@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use domain::hyperparameters::Precision;
 use domain::internal::{BaseModel, CheckpointManifest};
 use domain::plan::ResolvedHyperparameters;
 use serde_json::Value;
@@ -32,17 +33,30 @@ pub struct ClaimedJob {
     pub resume_from: Option<CheckpointManifest>,
 }
 
+/// Who asks for a run.
+#[derive(Debug, Clone, Copy)]
+pub struct Claimant<'a> {
+    pub worker_id: &'a str,
+    /// The [variant](BaseModel::variant) that it has warm.
+    pub warm_model: Option<&'a str>,
+    /// What `auto` becomes when this worker is a job's first.
+    pub precision: Precision,
+}
+
+impl<'a> Claimant<'a> {
+    /// Nothing warm, and a device that computes in f32.
+    pub fn cold(worker_id: &'a str) -> Self {
+        Self { worker_id, warm_model: None, precision: Precision::Fp32 }
+    }
+}
+
 /// `queued` → `running`: the next run for this worker, if there is one.
 ///
 /// First the project that has the fewest running jobs, then the one that has waited longest for a turn; within
 /// it the highest priority, then a job for the model that the worker has warm (unless another has waited
 /// five minutes already), then the oldest.
-pub async fn claim(
-    db: &Db,
-    worker_id: &str,
-    warm_model: Option<&str>,
-    ttl: Duration,
-) -> Result<Option<ClaimedJob>> {
+pub async fn claim(db: &Db, claimant: Claimant<'_>, ttl: Duration) -> Result<Option<ClaimedJob>> {
+    let Claimant { worker_id, warm_model, precision } = claimant;
     note_worker(db, worker_id, warm_model).await?;
     let (waiting,): (bool,) = sqlx::query_as(
         "select exists (select 1 from jobs
@@ -55,13 +69,15 @@ pub async fn claim(
     }
     // Held until the transaction has ended, also if the caller is gone by then.
     let turn = db.claims.clone().lock_owned().await;
-    let args = (turn, worker_id.to_owned(), warm_model.map(str::to_owned), ttl);
+    let args = (turn, worker_id.to_owned(), warm_model.map(str::to_owned), precision, ttl);
     let (answer, claimed) = oneshot::channel();
     let db = db.clone();
     tokio::spawn(async move {
         let claimed = db
-            .transact(Lane::Api, args, |tx, (_, worker_id, warm_model, ttl)| {
-                Box::pin(claim_next(tx, worker_id, warm_model.as_deref(), *ttl))
+            .transact(Lane::Api, args, |tx, (_, worker_id, warm_model, precision, ttl)| {
+                let warm_model = warm_model.as_deref();
+                let claimant = Claimant { worker_id, warm_model, precision: *precision };
+                Box::pin(claim_next(tx, claimant, *ttl))
             })
             .await;
         // The worker has hung up meanwhile: another need not wait until the lease is over.
@@ -72,7 +88,8 @@ pub async fn claim(
     claimed.await.unwrap_or_else(|_| Err(Error::Unavailable("the claim broke off".to_owned())))
 }
 
-/// The statement of the claim: $1 worker, $2 warm model (a variant's name), $3 duration of the lease.
+/// The statement of the claim: $1 worker, $2 warm model (a variant's name), $3 duration of the lease, $4 what
+/// `auto` means on the worker's device.
 pub(crate) const CLAIM: &str = "
     with turn as materialized (
         select p.id from projects p
@@ -86,8 +103,12 @@ pub(crate) const CLAIM: &str = "
         where j.project_id = (select id from turn) and j.status = 'queued'
           and j.run_after <= statement_timestamp()
         order by j.priority desc,
-                 (j.base_model || coalesce((select '@' || (d.resolved ->> 'quantization')
-                                            from job_details d where d.job_id = j.id), '')
+                 (j.base_model
+                  || coalesce((select '@' || (d.resolved ->> 'quantization')
+                               from job_details d where d.job_id = j.id), '')
+                  || coalesce((select '@' || nullif(replace(d.resolved ->> 'precision', 'auto', $4),
+                                                    'fp32')
+                               from job_details d where d.job_id = j.id), '')
                   is not distinct from $2
                   or j.run_after < statement_timestamp() - interval '5 minutes') desc,
                  j.run_after, j.id
@@ -101,15 +122,15 @@ pub(crate) const CLAIM: &str = "
 
 async fn claim_next(
     tx: &mut PgConnection,
-    worker_id: &str,
-    warm_model: Option<&str>,
+    claimant: Claimant<'_>,
     ttl: Duration,
 ) -> Result<Option<ClaimedJob>> {
     sqlx::query("select pg_advisory_xact_lock($1)").bind(CLAIM_LOCK).execute(&mut *tx).await?;
     let claimed: Option<(String, Uuid)> = sqlx::query_as(CLAIM)
-        .bind(worker_id)
-        .bind(warm_model)
+        .bind(claimant.worker_id)
+        .bind(claimant.warm_model)
         .bind(crate::interval(ttl))
+        .bind(claimant.precision.as_str())
         .fetch_optional(&mut *tx)
         .await?;
     let Some((id, token)) = claimed else { return Ok(None) };
@@ -120,7 +141,7 @@ async fn claim_next(
         .await?;
     retention::drop_unneeded(tx, &held, retention::Need::NewLease).await?;
     let lease = Lease { job_id: held.id(), fence: held.fence, token };
-    match assemble(tx, &held, lease).await {
+    match assemble(tx, &held, lease, claimant.precision).await {
         Ok(claimed) => Ok(Some(claimed)),
         Err(error @ (Error::NotFound(_) | Error::Inconsistent(_))) => {
             // It would be claimed again and again, and hold up all others.
@@ -136,12 +157,22 @@ async fn claim_next(
     }
 }
 
-async fn assemble(tx: &mut PgConnection, held: &Held, lease: Lease) -> Result<ClaimedJob> {
-    let job = jobs::load(tx, &lease.job_id).await?;
+async fn assemble(
+    tx: &mut PgConnection,
+    held: &Held,
+    lease: Lease,
+    native: Precision,
+) -> Result<ClaimedJob> {
+    let mut job = jobs::load(tx, &lease.job_id).await?;
     let (project, id) = (&held.project_id, &held.id);
-    let hyperparameters = job.resolved.clone().ok_or_else(|| {
+    let mut hyperparameters = job.resolved.clone().ok_or_else(|| {
         Error::inconsistent("job_details", id, "the hyperparameters are not resolved")
     })?;
+    if hyperparameters.precision == Precision::Auto {
+        hyperparameters.precision = native;
+        decide_precision(tx, id, native).await?;
+        job.resolved = Some(hyperparameters.clone());
+    }
     let model: Option<BaseModelRecord> = sqlx::query_as("select * from base_models where id = $1")
         .bind(&held.base_model)
         .fetch_optional(&mut *tx)
@@ -153,8 +184,8 @@ async fn assemble(tx: &mut PgConnection, held: &Held, lease: Lease) -> Result<Cl
         None => None,
     };
     let resume_from = resume::latest(tx, id).await?.map(|record| record.to_manifest());
-    let quantization = hyperparameters.quantization;
-    let base_model = BaseModel { quantization, ..model.to_manifest() };
+    let (quantization, precision) = (hyperparameters.quantization, hyperparameters.precision);
+    let base_model = BaseModel { quantization, precision, ..model.to_manifest() };
     Ok(ClaimedJob {
         lease,
         job,
@@ -164,6 +195,19 @@ async fn assemble(tx: &mut PgConnection, held: &Held, lease: Lease) -> Result<Cl
         validation_file,
         resume_from,
     })
+}
+
+/// The first worker's device decides for all attempts, and for the model's answers.
+async fn decide_precision(tx: &mut PgConnection, job: &str, precision: Precision) -> Result<()> {
+    sqlx::query(
+        "update job_details set resolved = jsonb_set(resolved, '{precision}', to_jsonb($2))
+         where job_id = $1",
+    )
+    .bind(job)
+    .bind(precision.as_str())
+    .execute(tx)
+    .await?;
+    Ok(())
 }
 
 /// Who asks; written at most every ten seconds.

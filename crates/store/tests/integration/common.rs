@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use store::base_models::{self, NewBaseModel};
 use store::files::{self, NewFile};
 use store::jobs::{self, JobRow, NewJob};
-use store::queue::{self, ClaimedJob, Lease, Validation, ValidationClaim};
+use store::queue::{self, Claimant, ClaimedJob, Lease, Validation, ValidationClaim};
 use store::testing::TestStore;
 use store::{Page, PageQuery};
 
@@ -90,6 +90,7 @@ pub fn resolved() -> ResolvedHyperparameters {
         optimizer: Default::default(),
         early_stopping: None,
         quantization: Default::default(),
+        precision: Default::default(),
         tuning: Default::default(),
         lora: LoraConfig::default(),
         preference: None,
@@ -116,7 +117,10 @@ pub async fn queued(test: &TestStore, new: NewJob) -> JobId {
 }
 
 pub async fn claim(test: &TestStore) -> ClaimedJob {
-    queue::claim(&test.store.db, "worker", None, TTL).await.unwrap().expect("a job is queued")
+    queue::claim(&test.store.db, Claimant::cold("worker"), TTL)
+        .await
+        .unwrap()
+        .expect("a job is queued")
 }
 
 /// A store with one running job.

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use secrecy::ExposeSecret;
+use store::queue::Claimant;
 use store::testing::TestStore;
 use store::{DatabaseConfig, Db, Error, MIGRATOR, Store, jobs, queue};
 
@@ -121,7 +122,7 @@ async fn a_claim_whose_caller_has_gone_is_given_back() {
     let id = queued(&test, new_job(file)).await;
     for patience in 0..150 {
         let patience = Duration::from_micros(patience * 40);
-        let claim = queue::claim(&test.store.db, "w", None, TTL);
+        let claim = queue::claim(&test.store.db, Claimant::cold("w"), TTL);
         if let Ok(Ok(Some(claimed))) = tokio::time::timeout(patience, claim).await {
             queue::release(&test.store.db, &claimed.lease).await.unwrap();
         }

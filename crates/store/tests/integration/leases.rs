@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 
 use crate::common::*;
 use domain::JobStatus::*;
+use domain::hyperparameters::Precision;
 use domain::internal::FinishRun;
 use domain::report::{CheckpointKind, RunFailure};
 use futures::future::join_all;
-use store::queue::{self, Lease};
+use store::queue::{self, Claimant, Lease};
 use store::reaper::{self, Reaper};
 use store::testing::TestStore;
 use store::{Error, LeaseConfig, Project, Store};
@@ -23,7 +24,10 @@ async fn sixteen_claimers_get_sixteen_different_jobs() {
     let second = Store::open(&test.database, &test.storage).await.unwrap();
     let claims = (0..24).map(|n| {
         let db = if n % 2 == 0 { test.store.db.clone() } else { second.db.clone() };
-        async move { queue::claim(&db, &format!("w{n}"), None, TTL).await.unwrap() }
+        async move {
+            let worker = format!("w{n}");
+            queue::claim(&db, Claimant::cold(&worker), TTL).await.unwrap()
+        }
     });
     let claimed: Vec<_> = join_all(claims).await.into_iter().flatten().collect();
     let distinct: BTreeSet<_> = claimed.iter().map(|claimed| claimed.job.id.clone()).collect();
@@ -35,7 +39,7 @@ async fn sixteen_claimers_get_sixteen_different_jobs() {
 async fn of_many_claimers_of_one_job_one_wins() {
     let (test, file) = prepared().await;
     queued(&test, new_job(file)).await;
-    let claims = (0..32).map(|_| queue::claim(&test.store.db, "w", None, TTL));
+    let claims = (0..32).map(|_| queue::claim(&test.store.db, Claimant::cold("w"), TTL));
     let won = join_all(claims).await.into_iter().filter(|claim| claim.as_ref().unwrap().is_some());
     assert_eq!(won.count(), 1);
 }
@@ -271,7 +275,8 @@ async fn within_a_project_priority_then_warmth_then_age_decide() {
     ))
     .await
     .unwrap();
-    let next = || async { queue::claim(db, "w", Some("warm"), TTL).await.unwrap().unwrap() };
+    let claimant = Claimant { warm_model: Some("warm"), ..Claimant::cold("w") };
+    let next = || async { queue::claim(db, claimant, TTL).await.unwrap().unwrap() };
     assert_eq!(next().await.job.id, urgent);
     let preferred = next().await;
     assert_eq!(preferred.job.id, young);
@@ -283,6 +288,46 @@ async fn within_a_project_priority_then_warmth_then_age_decide() {
     .await
     .unwrap();
     assert_eq!(next().await.job.id, old);
+}
+
+#[tokio::test]
+async fn the_first_worker_decides_the_precision_and_all_others_keep_it() {
+    let (test, file) = prepared().await;
+    let db = &test.store.db;
+    let id = queued(&test, new_job(file.clone())).await;
+    let young = queued(&test, new_job(file)).await;
+    let auto = |id: &domain::JobId| {
+        format!(
+            "update job_details set resolved = jsonb_set(resolved, '{{precision}}', '\"auto\"')
+             where job_id = '{id}'"
+        )
+    };
+    test.sql(&auto(&id)).await.unwrap();
+    let (gpu, cpu) =
+        (Claimant { precision: Precision::Bf16, ..Claimant::cold("gpu") }, Claimant::cold("cpu"));
+    let first = queue::claim(db, gpu, TTL).await.unwrap().unwrap();
+    assert_eq!(first.job.id, id);
+    let stored = || async {
+        let text =
+            format!("select resolved ->> 'precision' from job_details where job_id = '{id}'");
+        test.value(&text).await
+    };
+    assert_eq!(stored().await, "bf16");
+    assert_eq!(first.base_model.variant().as_str(), "base@bf16");
+    queue::release(db, &first.lease).await.unwrap();
+    let second = queue::claim(db, cpu, TTL).await.unwrap().unwrap();
+    assert_eq!((second.job.id, second.hyperparameters.precision), (id.clone(), Precision::Bf16));
+    assert_eq!(stored().await, "bf16");
+    queue::release(db, &second.lease).await.unwrap();
+    // Warm in bf16, the worker is given the job that its engine can go on with.
+    test.sql(&auto(&young)).await.unwrap();
+    test.sql(&format!(
+        "update job_details set resolved = resolved - 'precision' where job_id = '{id}'"
+    ))
+    .await
+    .unwrap();
+    let warm = Claimant { warm_model: Some("base@bf16"), ..gpu };
+    assert_eq!(queue::claim(db, warm, TTL).await.unwrap().unwrap().job.id, young);
 }
 
 #[tokio::test]
@@ -313,7 +358,7 @@ async fn a_poisoned_row_fails_alone() {
     test.sql(&format!("update job_details set resolved = '{{}}' where job_id = '{bad}'"))
         .await
         .unwrap();
-    assert!(queue::claim(&test.store.db, "w", None, TTL).await.unwrap().is_none());
+    assert!(queue::claim(&test.store.db, Claimant::cold("w"), TTL).await.unwrap().is_none());
     assert_eq!(claim(&test).await.job.id, good);
     assert_eq!(test.value(&format!("select status from jobs where id = '{bad}'")).await, "failed");
 }

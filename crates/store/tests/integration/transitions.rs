@@ -7,7 +7,7 @@ use domain::JobStatus::*;
 use domain::internal::{Directive, FinishRun};
 use domain::report::{CheckpointKind, Level, RunFailure};
 use store::jobs::{self, Desired, JobError};
-use store::queue::{self, Note, Validation};
+use store::queue::{self, Claimant, Note, Validation};
 use store::{Conflict, Error};
 
 fn failure(retryable: bool) -> RunFailure {
@@ -25,7 +25,10 @@ async fn a_job_walks_from_creation_to_success() {
     let validation = claim_validation(&test).await;
     assert_eq!(validation.training_file.id, file);
     assert!(queue::claim_validation(db, TTL).await.unwrap().is_none(), "it is claimed already");
-    assert!(queue::claim(db, "w", None, TTL).await.unwrap().is_none(), "it is not queued yet");
+    assert!(
+        queue::claim(db, Claimant::cold("w"), TTL).await.unwrap().is_none(),
+        "it is not queued yet"
+    );
     queue::extend_validation(db, &validation, TTL).await.unwrap();
     assert_eq!(queue::finish_validation(db, &validation, passed()).await.unwrap(), Queued);
     assert_eq!(jobs::queue_position(db, &test.project, &created.id).await.unwrap(), Some(0));
@@ -161,7 +164,7 @@ async fn a_retryable_failure_queues_the_job_with_a_delay() {
     let db = &test.store.db;
     let status = queue::fail(db, &claimed.lease, &failure(true)).await.unwrap();
     assert_eq!(status, Queued);
-    assert!(queue::claim(db, "w", None, TTL).await.unwrap().is_none(), "back-off");
+    assert!(queue::claim(db, Claimant::cold("w"), TTL).await.unwrap().is_none(), "back-off");
     let again = queue::fail(db, &claimed.lease, &failure(true)).await.unwrap();
     assert_eq!((again, job(&test, &claimed.job.id).await.crashes), (Queued, 1));
 }
@@ -216,7 +219,7 @@ async fn pause_and_resume_of_a_running_job() {
     assert_eq!(told, Directive::Pause);
     checkpoint(&test, &claimed.lease, 7, CheckpointKind::Resume).await;
     assert_eq!(queue::release(db, &claimed.lease).await.unwrap(), Paused);
-    assert!(queue::claim(db, "w", None, TTL).await.unwrap().is_none());
+    assert!(queue::claim(db, Claimant::cold("w"), TTL).await.unwrap().is_none());
     assert_eq!(queue::resume(db, &test.project, id).await.unwrap().status, Queued);
     assert_eq!(claim(&test).await.resume_from.unwrap().step, 7);
     assert_invariants(&test).await;

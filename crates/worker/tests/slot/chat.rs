@@ -129,7 +129,9 @@ async fn chat_is_answered_while_a_run_is_on_and_only_for_its_base_model() {
     harness.enqueue();
     let narrowed = |state: &State| {
         let last = state.polls.last()?;
-        (crate::runs::steps(state).len() == 3 && last.base_models == ["base".into()]).then_some(())
+        (crate::runs::steps(state).len() == 3
+            && last.base_models == ["base".into(), "base@auto".into()])
+        .then_some(())
     };
     harness.fake.until("only the run's base model is asked for", narrowed).await;
     harness.ask("chat-1", "hi", None);

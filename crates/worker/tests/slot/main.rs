@@ -132,6 +132,7 @@ fn add_model(fake: &Fake, name: &str, script: Value) {
         digest: format!("digest-of-{name}"),
         files: vec![entry("script.json", &script)],
         quantization: Default::default(),
+        precision: Default::default(),
     };
     let files = HashMap::from([("script.json".to_owned(), script)]);
     fake.change(|state| state.models.push((model, files)));
@@ -154,6 +155,7 @@ fn hyperparameters() -> ResolvedHyperparameters {
         optimizer: Default::default(),
         early_stopping: None,
         quantization: Default::default(),
+        precision: Default::default(),
         tuning: Default::default(),
         lora: LoraConfig::default(),
         preference: None,
