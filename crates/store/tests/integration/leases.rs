@@ -313,7 +313,7 @@ async fn the_first_worker_decides_the_precision_and_all_others_keep_it() {
         test.value(&text).await
     };
     assert_eq!(stored().await, "bf16");
-    assert_eq!(first.base_model.variant().as_str(), "base@bf16");
+    assert_eq!(first.base_model.variant().as_str(), "tiny-base@bf16");
     queue::release(db, &first.lease).await.unwrap();
     let second = queue::claim(db, cpu, TTL).await.unwrap().unwrap();
     assert_eq!((second.job.id, second.hyperparameters.precision), (id.clone(), Precision::Bf16));
@@ -326,7 +326,7 @@ async fn the_first_worker_decides_the_precision_and_all_others_keep_it() {
     ))
     .await
     .unwrap();
-    let warm = Claimant { warm_model: Some("base@bf16"), ..gpu };
+    let warm = Claimant { warm_model: Some("tiny-base@bf16"), ..gpu };
     assert_eq!(queue::claim(db, warm, TTL).await.unwrap().unwrap().job.id, young);
 }
 
