@@ -38,6 +38,7 @@ def arguments():
     parser.add_argument("--answer", type=int, default=200, help="tokens of each answer, its end of turn included")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--batch-size", type=int, default=4, help="pairs of a step")
+    parser.add_argument("--pairs-at-once", type=int, help="trl's, instead of trying which is faster")
     parser.add_argument("--learning-rate", type=float, default=2e-5)
     parser.add_argument("--beta", type=float, default=0.1)
     parser.add_argument("--rank", type=int, default=16)
@@ -151,11 +152,12 @@ def main():
         files[1].write_text(json.dumps(pairs), encoding="utf-8")
         # Which of its ways is the faster one here, on the rows of one step.
         trials = {}
-        for at_once in sorted({options.batch_size, 1}):
+        candidates = {options.pairs_at_once} if options.pairs_at_once else {options.batch_size, 1}
+        for at_once in candidates if len(candidates) > 1 else ():
             print(f"trl, {at_once} pairs at once …", file=sys.stderr, flush=True)
             trial = {"rows": options.batch_size, "epochs": 1, "pairs_at_once": at_once}
             trials[at_once] = run_theirs(options, files[1], model, folder, **trial)["seconds"]
-        at_once = min(trials, key=trials.get)
+        at_once = min(trials, key=trials.get) if trials else min(candidates)
         best = {}
         for _ in range(options.rounds):
             for side, function in [

@@ -5,8 +5,10 @@ import resource
 import sys
 import time
 
+import pyarrow
 import torch
 from datasets import Dataset
+from datasets.table import InMemoryTable
 from peft import LoraConfig
 from torch.utils.data import SequentialSampler
 from train_peft import Clock, order
@@ -58,6 +60,8 @@ def main():
     pairs = json.load(open(o["pairs"]))
     # The engine shuffles anew in each epoch; only the first one's order is followed.
     pairs = [pairs[row] for row in order(len(pairs), o["seed"])][: o["rows"]]
+    # With a name given, the table is not pickled to make one, which not every pyarrow can.
+    rows = Dataset(InMemoryTable(pyarrow.Table.from_pylist(pairs)), fingerprint="pairs")
     clock = PairClock()
     settings = DPOConfig(
         output_dir=o["result"] + ".out", loss_type="sigmoid", beta=o["beta"], max_length=None,
@@ -69,7 +73,7 @@ def main():
         gradient_checkpointing=False, disable_dropout=True, precompute_ref_log_probs=o["epochs"] > 1,
     )
     InOrder(
-        model=model, args=settings, train_dataset=Dataset.from_list(pairs), processing_class=tokenizer,
+        model=model, args=settings, train_dataset=rows, processing_class=tokenizer,
         peft_config=lora, callbacks=[clock],
     ).train()
     tokens = sum(2 * len(p["prompt_ids"]) + len(p["chosen_ids"]) + len(p["rejected_ids"]) for p in pairs)

@@ -15,8 +15,10 @@ use crate::plan::ResolvedHyperparameters;
 pub const RUNTIME: u64 = 150 << 20;
 /// Share that [`Estimate::required`] adds for the allocator's rounding and fragmentation.
 pub const MARGIN: f64 = 0.05;
-/// Rows of the head's blocks, as in `model::decoder`.
+/// Rows of the head's blocks, as in `model::head`.
 const HEAD_ROWS: u64 = 256;
+/// Bytes of logits up to which those of a row's answers are kept together, as in `model::head`.
+const KEPT_LOGITS: u64 = 128 << 20;
 /// Tokens of a micro-batch below which products run noticeably slower.
 const EFFICIENT_TOKENS: u64 = 512;
 /// Batches are rounded up to this many tokens, as in `model::activations`.
@@ -120,6 +122,8 @@ pub struct Workload {
     pub gradient_checkpointing: GradientCheckpointing,
     /// Passes without gradients, of a validation file or of a reference, have buffers of their own.
     pub has_validation: bool,
+    /// Logits of all answers of a row are kept until their loss is known, if they are not too many.
+    pub keeps_logits: bool,
 }
 
 impl Workload {
@@ -140,6 +144,7 @@ impl Workload {
             target_tokens: tokens,
             gradient_checkpointing: h.gradient_checkpointing,
             has_validation: has_validation || has_reference,
+            keeps_logits: h.preference.is_some(),
         }
     }
 }
@@ -415,7 +420,9 @@ fn workspace(shape: &ModelShape, workload: &Workload, tokens: u64) -> u64 {
     let targets = workload.target_tokens.min(tokens);
     // Logits are f32; in bf16 their gradient is rounded to a copy.
     let logits = HEAD_ROWS * shape.vocab_size * if bytes == 4 { 4 } else { 4 + bytes };
-    let head = 4 * targets * d * bytes + logits;
+    let kept =
+        if workload.keeps_logits { KEPT_LOGITS.min(4 * targets * shape.vocab_size) } else { 0 };
+    let head = 4 * targets * d * bytes + logits.max(kept);
     let validation = if workload.has_validation {
         let (attention, mlp, inner) = layer_per_token(shape, workload);
         tokens * (attention + mlp + inner + (2 * d + d + f) * bytes)
@@ -456,6 +463,7 @@ mod tests {
             target_tokens: 2048,
             gradient_checkpointing: GradientCheckpointing::None,
             has_validation: false,
+            keeps_logits: false,
         }
     }
 

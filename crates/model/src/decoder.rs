@@ -1,32 +1,26 @@
 //! The decoder: embedding, layers, final norm, head; its training pass and its evaluation.
 //!
 //! There is no autograd: the backward pass is written out, over buffers that are allocated once. The same
-//! pass in plain tch with autograd is in `reference`, and the tests compare the two. Only rows that
-//! predict a target reach the head, in blocks whose logits are overwritten by their gradient.
+//! pass in plain tch with autograd is in `reference`, and the tests compare the two. What follows the last
+//! layer is in `head`.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::path::Path;
 
-use kernels::{
-    Factors, Rotary, Segments, TargetLog, TokenLoss, cross_entropy_, cross_entropy_loss, rms_norm,
-    rms_norm_backward, softcap_, softcap_backward_, target_logs,
-};
+use kernels::{Rotary, Segments, TargetLog};
 use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::activations::{Activations, Keep, Recompute};
 use crate::adapter::{Adapter, Gradients};
 use crate::batch::{Batch, BatchError, LossSum};
 use crate::form::{Form, Quantization};
+use crate::head::Groups;
 use crate::layer::{Context, Layer, Pass};
 use crate::layout::GROUPS;
 use crate::linear::Dropout;
 use crate::load::{self, LoadError};
-use crate::products::{f32_product, product};
 use crate::spec::{DecoderSpec, RopeScaling};
-
-/// Rows of the head's blocks: with 49,152 tokens their logits take 50 MB, with 128,256 131 MB.
-const HEAD_ROWS: usize = 256;
 
 /// How a training pass is done.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -134,13 +128,13 @@ impl Decoder {
         options: PassOptions,
     ) -> Result<LossSum, BatchError> {
         self.training_pass(batch, adapter, gradients, options, |hidden, dh| {
-            self.head_backward(batch, hidden, Factors::Equal(options.scale), dh)
+            self.head_backward(batch, hidden, options.scale, dh)
         })
     }
 
-    /// The two-phase form, for losses that are functions of the targets' log-probabilities: `coefficients`
-    /// gets those of the batch, in the order of its targets, and answers −∂loss/∂log p for each of them. The
-    /// targets' logits are computed twice, because the first time their gradient is not known yet.
+    /// The form for losses that are functions of the targets' log-probabilities, such as those of pairs. The
+    /// targets come in groups, which end at `ends` and whose losses are apart: `coefficients` gets a group's
+    /// number and its log-probabilities, group by group, and answers −∂loss/∂log p for each of them.
     ///
     /// # Errors
     /// As [`Decoder::forward_backward`].
@@ -150,12 +144,10 @@ impl Decoder {
         adapter: &Adapter,
         gradients: &mut Gradients,
         options: PassOptions,
-        coefficients: impl FnOnce(&[TargetLog]) -> Vec<f64>,
+        groups: Groups<'_>,
     ) -> Result<(), BatchError> {
         self.training_pass(batch, adapter, gradients, options, |hidden, dh| {
-            let mut factors = coefficients(&self.head_logs(batch, hidden));
-            factors.iter_mut().for_each(|factor| *factor *= options.scale);
-            self.head_backward(batch, hidden, Factors::Each(&factors), dh);
+            self.head_backward_with(batch, hidden, options.scale, groups, dh);
         })
     }
 
@@ -201,17 +193,7 @@ impl Decoder {
         adapter: Option<&Adapter>,
     ) -> Result<LossSum, BatchError> {
         let hidden = self.hidden_states(batch, adapter)?;
-        no_grad(|| {
-            let rows = Tensor::from_slice(&batch.target_rows).to_device(self.device);
-            let x = self.final_norm(&hidden.index_select(0, &rows)).0;
-            let mut sum = TokenLoss::default();
-            for (x, targets) in head_blocks(&x, &batch.target_ids) {
-                let block = cross_entropy_loss(&self.head_logits(&x), targets);
-                sum.loss += block.loss;
-                sum.correct += block.correct;
-            }
-            Ok(loss_sum(sum, batch))
-        })
+        no_grad(|| Ok(self.head_loss(batch, &hidden)))
     }
 
     /// log p of every target of a batch, in their order, without dropout.
@@ -259,68 +241,6 @@ impl Decoder {
             let (input, output) = (buffers.hidden(index), buffers.hidden(index + 1));
             layer.forward(index, input, output, buffers.layer(index), &buffers.scratch, pass);
         }
-    }
-
-    /// log p of the targets, from the last hidden state `[T, D]`.
-    fn head_logs(&self, batch: &Batch, hidden: &Tensor) -> Vec<TargetLog> {
-        let rows = Tensor::from_slice(&batch.target_rows).to_device(self.device);
-        let x = self.final_norm(&hidden.index_select(0, &rows)).0;
-        head_blocks(&x, &batch.target_ids)
-            .flat_map(|(x, targets)| target_logs(&self.head_logits(&x), targets))
-            .collect()
-    }
-
-    /// Loss at the target rows of the last hidden state `[T, D]`; the gradient of its sum, each part times
-    /// its factor, is written to `dh`.
-    fn head_backward(
-        &self,
-        batch: &Batch,
-        hidden: &Tensor,
-        factors: Factors<'_>,
-        dh: &Tensor,
-    ) -> LossSum {
-        let mut dh = dh.shallow_clone();
-        let _ = dh.zero_();
-        let rows = Tensor::from_slice(&batch.target_rows).to_device(self.device);
-        let targets = hidden.index_select(0, &rows);
-        let (x, rstd) = self.final_norm(&targets);
-        let dx = x.empty_like();
-        let mut sum = TokenLoss::default();
-        let mut done = 0;
-        for (x, ids) in head_blocks(&x, &batch.target_ids) {
-            let logits = self.head_logits(&x);
-            let capped = self.spec.logit_softcap.map(|cap| (cap, logits.copy()));
-            let block = cross_entropy_(&logits, ids, factors.part(done as usize, ids.len()));
-            if let Some((cap, capped)) = capped {
-                softcap_backward_(&logits, &capped, cap);
-            }
-            product(&logits, &self.head, &dx.narrow(0, done, x.size()[0]));
-            sum.loss += block.loss;
-            sum.correct += block.correct;
-            done += x.size()[0];
-        }
-        let d_targets = targets.zeros_like();
-        rms_norm_backward(&dx, &targets, &self.norm, &rstd, &d_targets);
-        let _ = dh.index_copy_(0, &rows, &d_targets);
-        loss_sum(sum, batch)
-    }
-
-    /// Logits `[N, V]` of rows `[N, D]` after the final norm: f32 always, because a bf16 logit of 20 is up to
-    /// 0.06 away from its value, and so would be the log-probabilities.
-    pub(crate) fn head_logits(&self, x: &Tensor) -> Tensor {
-        let logits = f32_product(x, &self.head.tr());
-        if let Some(cap) = self.spec.logit_softcap {
-            softcap_(&logits, cap);
-        }
-        logits
-    }
-
-    /// The final norm of rows `[N, D]`, and 1/rms of each.
-    pub(crate) fn final_norm(&self, rows: &Tensor) -> (Tensor, Tensor) {
-        let x = rows.empty_like();
-        let rstd = Tensor::empty([rows.size()[0]], (Kind::Float, self.device));
-        rms_norm(rows, &self.norm, self.spec.rms_norm_eps, &x, &rstd);
-        (x, rstd)
     }
 
     fn pass<'a>(
@@ -394,15 +314,4 @@ impl Decoder {
         }
         kept.get_or_insert_with(|| Activations::new(self, tokens, adapter, keep)).cut(tokens)
     }
-}
-
-/// Blocks of rows for the head, each with its targets.
-fn head_blocks<'a>(x: &'a Tensor, targets: &'a [i64]) -> impl Iterator<Item = (Tensor, &'a [i64])> {
-    targets.chunks(HEAD_ROWS).enumerate().map(move |(block, targets)| {
-        (x.narrow(0, (block * HEAD_ROWS) as i64, targets.len() as i64), targets)
-    })
-}
-
-fn loss_sum(sum: TokenLoss, batch: &Batch) -> LossSum {
-    LossSum { loss: sum.loss, correct: sum.correct, targets: batch.target_ids.len() as u64 }
 }

@@ -120,6 +120,7 @@ fn workload(asked: &arguments::Estimate, method: TrainedKind) -> Workload {
         target_tokens: asked.tokens,
         gradient_checkpointing: asked.gradient_checkpointing,
         has_validation: asked.validation,
+        keeps_logits: false,
     }
 }
 

@@ -5,7 +5,7 @@
 
 use dataset::{Dataset, Example, PackedRows, pack, pack_rows};
 use domain::preference::Preference;
-use model::{Adapter, Batch, BatchError, Decoder, Gradients, PassOptions, TargetLog};
+use model::{Adapter, Batch, BatchError, Decoder, Gradients, Groups, PassOptions, TargetLog};
 
 use super::preference::{Answer, label_loss, pair_loss};
 use super::sums::Sums;
@@ -114,11 +114,13 @@ impl MicroBatch {
 
     /// The answers in their order, each with its targets summed up; without a reference.
     fn answers<'a>(&'a self, logs: &'a [TargetLog]) -> impl Iterator<Item = Answer> + 'a {
-        (0..self.target_ends.len()).map(move |answer| {
-            let logs = &logs[self.targets_of(answer)];
-            let log_p = logs.iter().map(|log| log.log_p).sum();
-            Answer { log_p, tokens: logs.len() as u64, reference: 0.0 }
-        })
+        (0..self.target_ends.len()).map(move |answer| Answer::of(&logs[self.targets_of(answer)]))
+    }
+
+    /// Where the targets of each row end, all of its answers together.
+    fn row_ends(&self) -> Vec<usize> {
+        let answers = self.target_ends.len() / self.rows.len().max(1);
+        self.target_ends.chunks_exact(answers.max(1)).map(|ends| ends[answers - 1]).collect()
     }
 
     fn targets_of(&self, answer: usize) -> std::ops::Range<usize> {
@@ -196,9 +198,10 @@ impl Objective {
             sums.add_tokens(decoder.forward_backward(batch, adapter, gradients, pass)?);
             return Ok(());
         };
-        decoder.forward_backward_with(batch, adapter, gradients, pass, |logs| {
-            comparison.enter(logs, sums)
-        })
+        let mut coefficients = |row: usize, logs: &[TargetLog]| comparison.enter(row, logs, sums);
+        let ends = micro_batch.row_ends();
+        let groups = Groups { ends: &ends, coefficients: &mut coefficients };
+        decoder.forward_backward_with(batch, adapter, gradients, pass, groups)
     }
 
     /// The same numbers without learning, and without dropout.
@@ -220,7 +223,11 @@ impl Objective {
             None => sums.add_tokens(decoder.evaluate(&micro_batch.batch, Some(adapter))?),
             Some(comparison) => {
                 let logs = decoder.target_logs(&micro_batch.batch, Some(adapter))?;
-                comparison.enter(&logs, sums);
+                let mut start = 0;
+                for (row, end) in micro_batch.row_ends().into_iter().enumerate() {
+                    comparison.enter(row, &logs[start..end], sums);
+                    start = end;
+                }
             }
         }
         Ok(())
@@ -260,31 +267,24 @@ struct Comparison<'a> {
 }
 
 impl Comparison<'_> {
-    /// Enters the losses and rewards; answers −∂loss/∂log p of each target.
-    fn enter(&self, logs: &[TargetLog], sums: &mut Sums) -> Vec<f64> {
-        let mut coefficients = vec![0.0; logs.len()];
-        let answers: Vec<Answer> = self.micro_batch.answers(logs).collect();
-        let targets = |answer: usize| self.micro_batch.targets_of(answer);
-        for (index, (row, reference)) in
-            self.micro_batch.rows.iter().zip(&self.references).enumerate()
-        {
-            if let Some(labels) = self.labels {
-                let label = labels[*row as usize];
-                let answer = Answer { reference: reference[0], ..answers[index] };
-                let loss = label_loss(&self.options, answer, label, sums.baseline());
-                sums.add_labelled(&loss, label, &logs[targets(index)]);
-                coefficients[targets(index)].fill(loss.coefficient);
-                continue;
-            }
-            let answer =
-                |which: usize| Answer { reference: reference[which], ..answers[2 * index + which] };
-            let loss = pair_loss(&self.options, [answer(0), answer(1)]);
-            sums.add_pair(&loss, &logs[targets(2 * index)]);
-            for (which, value) in loss.coefficients.into_iter().enumerate() {
-                coefficients[targets(2 * index + which)].fill(value);
-            }
+    /// Enters the loss and rewards of one row of the micro-batch, from the log-probabilities of its targets;
+    /// answers −∂loss/∂log p of each of them.
+    fn enter(&self, index: usize, logs: &[TargetLog], sums: &mut Sums) -> Vec<f64> {
+        let (row, reference) = (self.micro_batch.rows[index] as usize, self.references[index]);
+        if let Some(labels) = self.labels {
+            let answer = Answer { reference: reference[0], ..Answer::of(logs) };
+            let loss = label_loss(&self.options, answer, labels[row], sums.baseline());
+            sums.add_labelled(&loss, labels[row], logs);
+            return vec![loss.coefficient; logs.len()];
         }
-        coefficients
+        let first = 2 * index;
+        let (chosen, rejected) = logs.split_at(self.micro_batch.targets_of(first).len());
+        let answers = [chosen, rejected].map(Answer::of);
+        let answer = |which: usize| Answer { reference: reference[which], ..answers[which] };
+        let loss = pair_loss(&self.options, [answer(0), answer(1)]);
+        sums.add_pair(&loss, chosen);
+        let coefficients = [chosen, rejected].into_iter().zip(loss.coefficients);
+        coefficients.flat_map(|(logs, value)| vec![value; logs.len()]).collect()
     }
 }
 

@@ -14,6 +14,7 @@
 //! | `simpo` | −(1−ε)·ln σ(u) − ε·ln σ(−u), u = β·(a − b) − γ |
 
 use domain::preference::{LossType, Preference};
+use model::TargetLog;
 
 /// What the model says about one answer.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -26,6 +27,12 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// From the log-probabilities of its tokens; without a reference.
+    pub fn of(logs: &[TargetLog]) -> Self {
+        let log_p = logs.iter().map(|log| log.log_p).sum();
+        Self { log_p, tokens: logs.len() as u64, reference: 0.0 }
+    }
+
     fn gain(&self) -> f64 {
         self.log_p - self.reference
     }
