@@ -94,7 +94,8 @@ impl Decoder {
                 let ids = &batch.target_ids[rows.clone()];
                 if rows.len() <= kept_rows {
                     let logits = self.head_logits(&part(x, &rows));
-                    let factors = factors_of(here, &target_logs(&logits, ids));
+                    // On a copy, because exponentials are left there.
+                    let factors = factors_of(here, &target_logs(&logits.copy(), ids));
                     self.logits_backward(&logits, ids, Factors::Each(&factors), &part(dx, &rows));
                     continue;
                 }
