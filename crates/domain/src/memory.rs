@@ -422,7 +422,7 @@ fn workspace(shape: &ModelShape, workload: &Workload, tokens: u64) -> u64 {
     // Logits are f32; in bf16 their gradient is rounded to a copy.
     let logits = HEAD_ROWS * shape.vocab_size * if bytes == 4 { 4 } else { 4 + bytes };
     let kept =
-        if workload.keeps_logits { KEPT_LOGITS.min(4 * targets * shape.vocab_size) } else { 0 };
+        if workload.keeps_logits { 2 * KEPT_LOGITS.min(4 * targets * shape.vocab_size) } else { 0 };
     let head = 4 * targets * d * bytes + logits.max(kept);
     let validation = if workload.has_validation {
         let (attention, mlp, inner) = layer_per_token(shape, workload);

@@ -97,7 +97,8 @@ impl Decoder {
                 if rows.len() <= kept_rows {
                     let (x, dx) = (part(x, &rows), part(dx, &rows));
                     let logits = self.head_logits(&x);
-                    let factors = factors_of(here, &target_logs(&logits, ids));
+                    // On a copy, because exponentials are left there.
+                    let factors = factors_of(here, &target_logs(&logits.copy(), ids));
                     let factors = Factors::Each(&factors);
                     self.logits_backward(&logits, (&x, ids), factors, &dx, gradients);
                     continue;

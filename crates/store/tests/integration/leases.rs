@@ -295,7 +295,6 @@ async fn the_first_worker_decides_the_precision_and_all_others_keep_it() {
     let (test, file) = prepared().await;
     let db = &test.store.db;
     let id = queued(&test, new_job(file.clone())).await;
-    let young = queued(&test, new_job(file)).await;
     let auto = |id: &domain::JobId| {
         format!(
             "update job_details set resolved = jsonb_set(resolved, '{{precision}}', '\"auto\"')
@@ -320,6 +319,7 @@ async fn the_first_worker_decides_the_precision_and_all_others_keep_it() {
     assert_eq!(stored().await, "bf16");
     queue::release(db, &second.lease).await.unwrap();
     // Warm in bf16, the worker is given the job that its engine can go on with.
+    let young = queued(&test, new_job(file)).await;
     test.sql(&auto(&young)).await.unwrap();
     test.sql(&format!(
         "update job_details set resolved = resolved - 'precision' where job_id = '{id}'"
