@@ -227,7 +227,8 @@ pub fn required_files(files: &[ManifestFile]) -> [&'static str; 2] {
     ["adapter_model.safetensors", "adapter_config.json"]
 }
 
-/// A stored adapter, or a whole tuned model: fetched once from `adapters/{model_id}/files/{name}`, then cached by digest.
+/// A stored adapter, or a whole tuned model: fetched once from `adapters/{model_id}/files/{name}`, then
+/// cached by digest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AdapterRef {
     pub model_id: ModelId,

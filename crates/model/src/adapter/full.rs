@@ -3,7 +3,8 @@
 //!
 //! The flat buffer holds the checkpoint's tensors in f32, matrices first. The decoder's matrices and biases are
 //! views of it, or copies where it computes with other numbers; what its norms multiply by is derived from it,
-//! because that is not always what a checkpoint holds (1 + weight, folded factors). Gradients are those of the checkpoint's tensors, through the same views.
+//! because that is not always what a checkpoint holds (1 + weight, folded factors). Gradients are those of the
+//! checkpoint's tensors, through the same views.
 
 use std::collections::HashMap;
 use std::io::{self, Write};
