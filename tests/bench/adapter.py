@@ -1,5 +1,6 @@
 """Our adapter in peft: trains a few steps on the real model, then lets our engine and transformers + peft answer
-the same held-out prompts greedily. Every token must be the same. Prints a table and, last, one JSON line.
+the same held-out prompts greedily. Every token must be the same. Prints a table and, last, one JSON line. With
+`FINETUNED_TUNING=full` every weight is trained, and transformers loads the folder that comes out.
 
     cargo xtask bench adapter [--rows 48] [--prompts 6]
 """
@@ -24,7 +25,8 @@ NEW_TOKENS = 40
 def train_adapter(options, rows, model, folder):
     """Trains, and answers with the folder of the final checkpoint."""
     train.run_ours(options, rows, model, folder)
-    return max(folder.glob("ours-*/*/adapter_config.json"), key=os.path.getmtime).parent
+    name = "model.safetensors" if options.tuning == "full" else "adapter_config.json"
+    return max(folder.glob(f"ours-*/*/{name}"), key=os.path.getmtime).parent
 
 
 def our_answers(options, model, adapter, prompts):
@@ -54,10 +56,16 @@ def our_answers(options, model, adapter, prompts):
                     return texts
 
 
-def peft_answers(model, adapter, prompts):
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    tuned = PeftModel.from_pretrained(base, adapter).eval()
+def their_answers(options, model, adapter, prompts):
+    if options.tuning == "full":
+        # As a user would: the folder alone, in the type that its configuration says.
+        tokenizer = AutoTokenizer.from_pretrained(adapter)
+        tuned = AutoModelForCausalLM.from_pretrained(adapter).eval()
+        assert tuned.dtype == torch.float32, tuned.dtype
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        tuned = PeftModel.from_pretrained(base, adapter).eval()
     texts = []
     for messages in prompts:
         inputs = tokenizer.apply_chat_template(
@@ -72,6 +80,7 @@ def peft_answers(model, adapter, prompts):
 
 def main():
     options = train.arguments()
+    options.tuning = os.environ.get("FINETUNED_TUNING", "lora")
     with tempfile.TemporaryDirectory(prefix="finetuned-adapter-") as name:
         folder = pathlib.Path(name)
         rows, model = train.prepare(options, folder)
@@ -80,7 +89,7 @@ def main():
         prompts = [json.loads(line)["messages"][:-1] for line in held_out]
         prompts.append([{"role": "user", "content": "What is the capital of France?"}])
         ours = our_answers(options, model, adapter, prompts)
-        theirs = peft_answers(model, adapter, prompts)
+        theirs = their_answers(options, model, adapter, prompts)
     equal = [a == b for a, b in zip(ours, theirs)]
     for a, b, same in zip(ours, theirs, equal):
         print("same     " if same else "DIFFERENT", repr(a) if same else f"{a!r} / {b!r}")

@@ -82,7 +82,7 @@ def run_ours(options, rows, model, folder):
     plan = engine.plan(
         rows, output, batch_size=options.batch_size, learning_rate=options.learning_rate,
         max_seq_len=options.max_seq_len, seed=options.seed, lora=engine.lora(options.rank),
-        quantization=options.quantization,
+        quantization=options.quantization, tuning=getattr(options, "tuning", "lora"),
     )
     return engine.measure(model, options.threads, plan)
 

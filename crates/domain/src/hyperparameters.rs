@@ -183,6 +183,8 @@ pub enum Tuning {
     /// Low-rank matrices beside the linear layers.
     #[default]
     Lora,
+    /// Every weight of a copy of the base model.
+    Full,
 }
 
 impl Tuning {
@@ -190,6 +192,7 @@ impl Tuning {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Lora => "lora",
+            Self::Full => "full",
         }
     }
 }
@@ -295,6 +298,9 @@ pub fn auto_batch_size(n_examples: u64) -> u32 {
     };
     ((n_examples as f64 * 0.002).round() as u32).clamp(floor, 256)
 }
+
+/// What the learning rate of adapters is divided by where every weight is trained.
+pub const FULL_RATE_DIVISOR: f64 = 10.0;
 
 /// The learning rate of a multiplier of 1 for LoRA on a model of this width: 5e-4 at a width of 2,000,
 /// falling with width^0.781 (the published rule for the Llama family), and never above 5e-4.

@@ -207,7 +207,28 @@ pub struct InferenceTask {
     pub sampling: Sampling,
 }
 
-/// A stored adapter: fetched once from `adapters/{model_id}/files/{name}`, then cached by digest.
+/// Files of a checkpoint that only a resumed run needs.
+const RESUME_FILES: [&str; 3] = ["best_adapter.safetensors", "optimizer.safetensors", "state.json"];
+
+/// The files of a checkpoint that make a model, by name: an adapter's, or those of a whole model.
+pub fn model_files(files: &[ManifestFile]) -> Vec<&ManifestFile> {
+    let is_part = |file: &&ManifestFile| !RESUME_FILES.contains(&file.name.as_str());
+    let mut files: Vec<_> = files.iter().filter(is_part).collect();
+    files.sort_by(|a, b| a.name.cmp(&b.name));
+    files
+}
+
+/// The files without which these are no model that can answer: weights and their configuration.
+pub fn required_files(files: &[ManifestFile]) -> [&'static str; 2] {
+    const WHOLE: [&str; 2] = ["model.safetensors", "config.json"];
+    if files.iter().any(|file| file.name == WHOLE[0]) {
+        return WHOLE;
+    }
+    ["adapter_model.safetensors", "adapter_config.json"]
+}
+
+/// A stored adapter, or a whole tuned model: fetched once from `adapters/{model_id}/files/{name}`, then
+/// cached by digest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AdapterRef {
     pub model_id: ModelId,

@@ -7,7 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::hyperparameters::{self, GradientCheckpointing, OptimizerKind, Quantization};
+use crate::hyperparameters::{self, GradientCheckpointing, OptimizerKind, Quantization, Tuning};
 use crate::plan::ResolvedHyperparameters;
 
 /// What the process takes before it has a model: libtorch's code and tables, threads, buffers of its
@@ -95,7 +95,7 @@ pub enum Trained {
     Lora { rank: u64 },
     /// The same over linears in NF4 with double quantisation.
     Qlora { rank: u64 },
-    /// Every weight.
+    /// Every weight, of a copy.
     Full,
 }
 
@@ -134,9 +134,10 @@ impl Workload {
         let tokens = u64::from(h.micro_batch_tokens).max(longest);
         let has_reference = h.preference.as_deref().is_some_and(|p| p.loss_type.has_reference());
         Self {
-            trained: match h.quantization {
-                Quantization::None => Trained::Lora { rank },
-                Quantization::Nf4 => Trained::Qlora { rank },
+            trained: match (h.tuning, h.quantization) {
+                (Tuning::Full, _) => Trained::Full,
+                (Tuning::Lora, Quantization::None) => Trained::Lora { rank },
+                (Tuning::Lora, Quantization::Nf4) => Trained::Qlora { rank },
             },
             optimizer: h.optimizer,
             precision: h.precision.into(),
@@ -376,9 +377,9 @@ fn trainable(shape: &ModelShape, workload: &Workload) -> u64 {
             shape.adapter_parameters(rank) * (4 + 4 + moments + 4) + copies
         }
         Trained::Full => {
-            // In bf16 the weights that are updated are kept in f32 beside those that compute.
-            let masters = if workload.precision == Precision::Bf16 { 4 } else { 0 };
-            shape.parameters() * (masters + 4 + moments)
+            // The base model stays beside them; in bf16 they are rounded for each pass.
+            let rounded = if workload.precision == Precision::Bf16 { 2 } else { 0 };
+            shape.parameters() * (4 + 4 + moments + rounded)
         }
     }
 }
@@ -429,13 +430,7 @@ fn workspace(shape: &ModelShape, workload: &Workload, tokens: u64) -> u64 {
     } else {
         0
     };
-    let weight_gradients = match workload.trained {
-        // Embedding and head have gradients of the vocabulary's size, counted as trainable; one
-        // linear's is made before it is added.
-        Trained::Full => 2 * d * f * 4,
-        _ => 0,
-    };
-    layer + head + validation + weight_gradients
+    layer + head + validation
 }
 
 #[cfg(test)]

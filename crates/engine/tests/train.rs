@@ -6,7 +6,7 @@ use std::fs;
 
 use common::{Folder, Tiny, bytes, plan};
 use domain::hyperparameters::{
-    EarlyStopping, GradientCheckpointing, OptimizerKind, Precision, Quantization, Schedule,
+    EarlyStopping, GradientCheckpointing, OptimizerKind, Precision, Quantization, Schedule, Tuning,
 };
 use domain::report::{CheckpointKind, RunReport};
 use engine::train::{Happened, Prepared, Run, admit};
@@ -88,6 +88,40 @@ fn stop_and_resume_end_with_the_bytes_of_an_undisturbed_run() {
         let (a, b) = (bytes(&straight.last_dir(), name), bytes(&second.last_dir(), name));
         assert!(a == b, "{name} differs");
     }
+}
+
+#[test]
+fn every_weight_learns_and_resumes_with_the_same_bytes() {
+    let (tiny, output) = (Tiny::load(), Folder::new());
+    let plan_of = |name: &str| {
+        let mut plan = plan(&output, name);
+        plan.hyperparameters.tuning = Tuning::Full;
+        plan.hyperparameters.learning_rate = 2e-3;
+        plan.hyperparameters.optimizer = OptimizerKind::Adamw8bit;
+        plan
+    };
+    let straight = tiny.finish(plan_of("straight"));
+    let losses = straight.losses();
+    assert!(losses[19] < losses[0] / 2.0, "{losses:?}");
+    let first = tiny.drive_and_stop_at(tiny.begin(plan_of("broken")).unwrap(), 9);
+    let stopped = first.checkpoints.last().unwrap().dir.clone();
+    assert!(stopped.join("optimizer.safetensors").exists());
+    let mut rest = plan_of("broken");
+    rest.resume_from = Some(stopped);
+    let second = tiny.finish(rest);
+    assert_eq!([first.losses(), second.losses()].concat(), losses);
+    let last = second.last_dir();
+    let name = "model.safetensors";
+    assert!(bytes(&straight.last_dir(), name) == bytes(&last, name), "other weights");
+    // A folder that any program reads, and that has nothing which only a resumed run needs.
+    for name in ["config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"] {
+        assert!(last.join(name).exists(), "{name}");
+    }
+    assert!(!last.join("optimizer.safetensors").exists());
+    // What is finished only writes its result again.
+    let mut again = plan_of("broken");
+    again.resume_from = Some(last.clone());
+    assert_eq!(tiny.finish(again).losses(), [0.0; 0]);
 }
 
 #[test]

@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use kernels::{Rotary, Segments, TargetLog};
 use tch::{Device, Kind, Tensor, no_grad};
@@ -44,6 +44,8 @@ impl PassOptions {
 #[derive(Debug)]
 pub struct Decoder {
     pub(crate) spec: DecoderSpec,
+    /// Where it was loaded from.
+    pub(crate) folder: PathBuf,
     pub(crate) device: Device,
     /// `[V, D]`
     pub(crate) embedding: Tensor,
@@ -127,8 +129,9 @@ impl Decoder {
         gradients: &mut Gradients,
         options: PassOptions,
     ) -> Result<LossSum, BatchError> {
-        self.training_pass(batch, adapter, gradients, options, |hidden, dh| {
-            self.head_backward(batch, hidden, options.scale, dh)
+        let decoder = self.under(Some(adapter));
+        decoder.training_pass(batch, adapter, gradients, options, |hidden, dh, gradients| {
+            decoder.head_backward(batch, hidden, options.scale, dh, gradients)
         })
     }
 
@@ -146,9 +149,40 @@ impl Decoder {
         options: PassOptions,
         groups: Groups<'_>,
     ) -> Result<(), BatchError> {
-        self.training_pass(batch, adapter, gradients, options, |hidden, dh| {
-            self.head_backward_with(batch, hidden, options.scale, groups, dh);
+        let decoder = self.under(Some(adapter));
+        decoder.training_pass(batch, adapter, gradients, options, |hidden, dh, gradients| {
+            decoder.head_backward_with(batch, hidden, options.scale, groups, (dh, gradients));
         })
+    }
+
+    /// What computes with this adapter: this model, or the adapter itself when it is a whole one.
+    pub(crate) fn under<'a>(&'a self, adapter: Option<&'a Adapter>) -> &'a Self {
+        adapter.and_then(Adapter::decoder).unwrap_or(self)
+    }
+
+    /// The same model with other layers, embedding and head, and with a final norm that is still to be
+    /// filled.
+    pub(crate) fn with_layers(&self, layers: Vec<Layer>, embedding: Tensor, head: Tensor) -> Self {
+        let rotary = self.rotary.iter().map(|rotary| Rotary {
+            cos: rotary.cos.shallow_clone(),
+            sin: rotary.sin.shallow_clone(),
+            head_dim: rotary.head_dim,
+        });
+        Self {
+            spec: self.spec.clone(),
+            folder: self.folder.clone(),
+            device: self.device,
+            embedding,
+            layers,
+            norm: self.norm.empty_like(),
+            head,
+            rotary: rotary.collect(),
+            positions: self.positions,
+            parameters: self.parameters,
+            form: self.form,
+            training: RefCell::new(None),
+            evaluation: RefCell::new(None),
+        }
     }
 
     /// Forward, the head's part on the last hidden state (it writes that state's gradient), backward.
@@ -158,7 +192,7 @@ impl Decoder {
         adapter: &Adapter,
         gradients: &mut Gradients,
         options: PassOptions,
-        head: impl FnOnce(&Tensor, &Tensor) -> R,
+        head: impl FnOnce(&Tensor, &Tensor, &Gradients) -> R,
     ) -> Result<R, BatchError> {
         batch.check(self.spec.vocab_size, self.positions)?;
         let rate = adapter.dropout();
@@ -169,7 +203,8 @@ impl Decoder {
         let buffers = self.buffers(&self.training, batch.tokens(), Some(adapter), keep);
         no_grad(|| {
             self.forward(&batch.input_ids, &buffers, &pass);
-            let loss = head(buffers.hidden(self.layers.len()), &buffers.scratch.dh);
+            let dh = &buffers.scratch.dh;
+            let loss = head(buffers.hidden(self.layers.len()), dh, gradients);
             for (index, layer) in self.layers.iter().enumerate().rev() {
                 let (input, kept) = (buffers.hidden(index), buffers.layer(index));
                 // The last layer's are still there.
@@ -178,6 +213,10 @@ impl Decoder {
                     layer.restore(index, input, kept, &buffers.scratch, &pass, recompute);
                 }
                 layer.backward(index, input, kept, &buffers.scratch, &pass, gradients);
+            }
+            if let Some(whole) = gradients.whole() {
+                let ids = Tensor::from_slice(&batch.input_ids).to_device(self.device);
+                whole.add_embedding(&ids, dh, self.spec.embedding_scale);
             }
             Ok(loss)
         })
@@ -192,8 +231,9 @@ impl Decoder {
         batch: &Batch,
         adapter: Option<&Adapter>,
     ) -> Result<LossSum, BatchError> {
-        let hidden = self.hidden_states(batch, adapter)?;
-        no_grad(|| Ok(self.head_loss(batch, &hidden)))
+        let decoder = self.under(adapter);
+        let hidden = decoder.hidden_states(batch, adapter)?;
+        no_grad(|| Ok(decoder.head_loss(batch, &hidden)))
     }
 
     /// log p of every target of a batch, in their order, without dropout.
@@ -205,8 +245,9 @@ impl Decoder {
         batch: &Batch,
         adapter: Option<&Adapter>,
     ) -> Result<Vec<TargetLog>, BatchError> {
-        let hidden = self.hidden_states(batch, adapter)?;
-        Ok(no_grad(|| self.head_logs(batch, &hidden)))
+        let decoder = self.under(adapter);
+        let hidden = decoder.hidden_states(batch, adapter)?;
+        Ok(no_grad(|| decoder.head_logs(batch, &hidden)))
     }
 
     /// Logits of every row of a batch, `[T, V]`: for tests and analysis, not for training.
@@ -214,8 +255,9 @@ impl Decoder {
     /// # Errors
     /// As [`Decoder::forward_backward`].
     pub fn logits(&self, batch: &Batch, adapter: Option<&Adapter>) -> Result<Tensor, BatchError> {
-        let hidden = self.hidden_states(batch, adapter)?;
-        Ok(no_grad(|| self.head_logits(&self.final_norm(&hidden).0)))
+        let decoder = self.under(adapter);
+        let hidden = decoder.hidden_states(batch, adapter)?;
+        Ok(no_grad(|| decoder.head_logits(&decoder.final_norm(&hidden).0)))
     }
 
     fn hidden_states(

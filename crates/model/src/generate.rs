@@ -90,12 +90,13 @@ impl Decoder {
     pub fn extend(&self, cache: &mut KvCache, ids: &[i64], adapter: Option<&Adapter>) -> Tensor {
         assert!(!ids.is_empty(), "nothing to append");
         self.check_append(cache, ids);
+        let decoder = self.under(adapter);
         no_grad(|| {
             let mut last = Tensor::new();
             for part in ids.chunks(PREFILL) {
-                last = self.extend_part(cache, part, adapter);
+                last = decoder.extend_part(cache, part, adapter);
             }
-            self.head_logits(&self.final_norm(&last).0).view(-1).to_device(Device::Cpu)
+            decoder.head_logits(&decoder.final_norm(&last).0).view(-1).to_device(Device::Cpu)
         })
     }
 
@@ -114,10 +115,11 @@ impl Decoder {
             self.check_append(cache, &[*id]);
         }
         let ids: Vec<i64> = inputs.iter().map(|(_, id)| *id).collect();
+        let decoder = self.under(adapter);
         let logits = no_grad(|| {
             let ends = inputs.iter().map(|(cache, _)| (&**cache, 1)).collect();
-            let hidden = self.append(ends, &ids, adapter);
-            self.head_logits(&self.final_norm(&hidden).0).to_device(Device::Cpu)
+            let hidden = decoder.append(ends, &ids, adapter);
+            decoder.head_logits(&decoder.final_norm(&hidden).0).to_device(Device::Cpu)
         });
         for (cache, _) in inputs.iter_mut() {
             cache.len += 1;

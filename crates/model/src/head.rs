@@ -11,6 +11,7 @@ use kernels::{
 };
 use tch::{Kind, Tensor};
 
+use crate::adapter::{Gradients, add_norm};
 use crate::batch::{Batch, LossSum};
 use crate::decoder::Decoder;
 use crate::products::{f32_product, product};
@@ -54,14 +55,15 @@ impl Decoder {
         hidden: &Tensor,
         scale: f64,
         dh: &Tensor,
+        gradients: &Gradients,
     ) -> LossSum {
         let mut sum = TokenLoss::default();
-        self.through_norm(batch, hidden, dh, |x, dx| {
+        self.through_norm(batch, hidden, (dh, gradients), |x, dx| {
             for rows in blocks(0..batch.target_ids.len()) {
-                let (ids, logits) =
-                    (&batch.target_ids[rows.clone()], self.head_logits(&part(x, &rows)));
+                let (x, dx) = (part(x, &rows), part(dx, &rows));
+                let (ids, logits) = (&batch.target_ids[rows], self.head_logits(&x));
                 let factors = Factors::Equal(scale);
-                add(&mut sum, self.logits_backward(&logits, ids, factors, &part(dx, &rows)));
+                add(&mut sum, self.logits_backward(&logits, (&x, ids), factors, &dx, gradients));
             }
         });
         loss_sum(sum, batch)
@@ -75,7 +77,7 @@ impl Decoder {
         hidden: &Tensor,
         scale: f64,
         groups: Groups<'_>,
-        dh: &Tensor,
+        (dh, gradients): (&Tensor, &Gradients),
     ) {
         let mut factors_of = |groups_here: Range<usize>, logs: &[TargetLog]| {
             let first = start_of(groups.ends, groups_here.start);
@@ -88,23 +90,26 @@ impl Decoder {
             factors
         };
         let kept_rows = HEAD_ROWS.max(KEPT_BYTES / 4 / self.spec.vocab_size);
-        self.through_norm(batch, hidden, dh, |x, dx| {
+        self.through_norm(batch, hidden, (dh, gradients), |x, dx| {
             for here in blocks_of_groups(groups.ends) {
                 let rows = start_of(groups.ends, here.start)..groups.ends[here.end - 1];
                 let ids = &batch.target_ids[rows.clone()];
                 if rows.len() <= kept_rows {
-                    let logits = self.head_logits(&part(x, &rows));
+                    let (x, dx) = (part(x, &rows), part(dx, &rows));
+                    let logits = self.head_logits(&x);
                     // On a copy, because exponentials are left there.
                     let factors = factors_of(here, &target_logs(&logits.copy(), ids));
-                    self.logits_backward(&logits, ids, Factors::Each(&factors), &part(dx, &rows));
+                    let factors = Factors::Each(&factors);
+                    self.logits_backward(&logits, (&x, ids), factors, &dx, gradients);
                     continue;
                 }
                 let factors = factors_of(here, &self.logs(x, rows.clone(), &batch.target_ids));
                 for block in blocks(rows.clone()) {
-                    let logits = self.head_logits(&part(x, &block));
+                    let (x, dx) = (part(x, &block), part(dx, &block));
+                    let logits = self.head_logits(&x);
                     let own = block.start - rows.start..block.end - rows.start;
                     let (ids, factors) = (&ids[own.clone()], Factors::Each(&factors[own]));
-                    self.logits_backward(&logits, ids, factors, &part(dx, &block));
+                    self.logits_backward(&logits, (&x, ids), factors, &dx, gradients);
                 }
             }
         });
@@ -130,7 +135,7 @@ impl Decoder {
         &self,
         batch: &Batch,
         hidden: &Tensor,
-        dh: &Tensor,
+        (dh, gradients): (&Tensor, &Gradients),
         head: impl FnOnce(&Tensor, &Tensor),
     ) {
         let mut dh = dh.shallow_clone();
@@ -139,18 +144,24 @@ impl Decoder {
         let (x, rstd) = self.final_norm(&states);
         let dx = x.empty_like();
         head(&x, &dx);
+        if let Some(whole) = gradients.whole() {
+            // The factor on logits stands in this norm.
+            add_norm(&whole.norm, &dx, &states, &rstd, self.spec.logit_scale);
+        }
         let d_states = states.zeros_like();
         rms_norm_backward(&dx, &states, &self.norm, &rstd, &d_states);
         let _ = dh.index_copy_(0, &rows, &d_states);
     }
 
-    /// Overwrites a block's logits by their gradient, and writes that of its rows to `dx`.
+    /// Overwrites a block's logits by their gradient, and writes that of its rows `x` to `dx`; the head's own
+    /// is added where it is trained.
     fn logits_backward(
         &self,
         logits: &Tensor,
-        ids: &[i64],
+        (x, ids): (&Tensor, &[i64]),
         factors: Factors<'_>,
         dx: &Tensor,
+        gradients: &Gradients,
     ) -> TokenLoss {
         let capped = self.spec.logit_softcap.map(|cap| (cap, logits.copy()));
         let loss = cross_entropy_(logits, ids, factors);
@@ -158,6 +169,9 @@ impl Decoder {
             softcap_backward_(logits, &capped, cap);
         }
         product(logits, &self.head, dx);
+        if let Some(whole) = gradients.whole() {
+            whole.add_head(logits, x);
+        }
         loss
     }
 

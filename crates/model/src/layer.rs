@@ -8,7 +8,7 @@ use kernels::{
 use tch::Tensor;
 
 use crate::activations::{LayerActivations, Recompute, Scratch};
-use crate::adapter::{Adapter, Gradients, Group};
+use crate::adapter::{Adapter, Gradients, Group, LayerParameters, add_norm};
 use crate::generate::CacheEnds;
 use crate::layout::{DOWN, GATE_UP, O, QKV};
 use crate::linear::{Dropout, Linear, Saved};
@@ -159,15 +159,24 @@ impl Layer {
     }
 
     /// Turns the gradient of normalised queries and keys in `scratch.d_qkv` into that of the raw ones.
-    fn norm_heads_backward(&self, kept: &LayerActivations, scratch: &Scratch) {
+    fn norm_heads_backward(
+        &self,
+        kept: &LayerActivations,
+        scratch: &Scratch,
+        own: Option<&LayerParameters>,
+    ) {
         let Some(weights) = &self.qk_norm else { return };
         let mut target = scratch.d_qkv.narrow(1, 0, kept.qk.size()[1]);
         scratch.d_qk.shallow_clone().copy_(&target);
         let _ = target.zero_();
         let columns = self.qk_columns();
-        for ((weight, columns), rstd) in weights.iter().zip(columns).zip(&kept.rstd_qk) {
+        for (part, (weight, columns)) in weights.iter().zip(columns).enumerate() {
             let (dy, dx) = (columns.of(&scratch.d_qk), columns.of(&target));
-            rms_norm_backward(&dy, &columns.of(&kept.qk), weight, rstd, &dx);
+            let (x, rstd) = (columns.of(&kept.qk), &kept.rstd_qk[part]);
+            if let Some(norms) = own.and_then(|own| own.qk_norm.as_ref()) {
+                add_norm(&norms[part], &dy, &x, rstd, 1.0);
+            }
+            rms_norm_backward(&dy, &x, weight, rstd, &dx);
         }
     }
 
@@ -237,6 +246,7 @@ impl Layer {
         product: usize,
         kept: &LayerActivations,
         scratch: &'a Scratch,
+        own: Option<&LayerParameters>,
     ) -> &'a Tensor {
         let norm = self.output_norm(product, kept);
         if norm.is_none() && self.residual_scale == 1.0 {
@@ -247,6 +257,9 @@ impl Layer {
         match norm {
             None => gradient.copy_(&scratch.dh),
             Some((norm, branch, rstd)) => {
+                if let Some(weight) = own.and_then(|own| own.output_norm(product)) {
+                    add_norm(weight, &scratch.dh, branch, rstd, self.residual_scale);
+                }
                 let _ = gradient.zero_();
                 rms_norm_backward(&scratch.dh, branch, norm, rstd, &gradient);
             }
@@ -258,7 +271,7 @@ impl Layer {
     }
 
     /// Takes the gradient of the output in `scratch.dh` and leaves that of the input there; adds the
-    /// adapter's gradients. The first layer's input is frozen, so its last products are left out.
+    /// adapter's gradients. Where the first layer's input is frozen, its last products are left out.
     pub fn backward(
         &self,
         index: usize,
@@ -271,7 +284,12 @@ impl Layer {
         let Context::Batch(segments) = pass.context else {
             unreachable!("training passes have their keys and values in themselves");
         };
-        let mut product = |which: usize, dy: &Tensor, x, dx: Option<&Tensor>| {
+        let whole = gradients.whole();
+        let own = whole.as_ref().map(|whole| &whole.layers[index]);
+        let mut product = |which: usize, dy: &Tensor, x: &Tensor, dx: Option<&Tensor>| {
+            if let Some(own) = own {
+                own.add_product(which, dy, x);
+            }
             let group = pass.group(index, which);
             let saved = Saved { x, s: &kept.s[which], dropout: group.and_then(|(_, d)| d) };
             let adapter = group.map(|(group, _)| (group, &saved));
@@ -279,16 +297,17 @@ impl Layer {
         };
         // The MLP. Its activation is recomputed.
         gated(self.activation, &kept.gate_up, &scratch.act);
-        let dy = self.branch_gradient(DOWN, kept, scratch);
+        let dy = self.branch_gradient(DOWN, kept, scratch, own);
         product(DOWN, dy, &scratch.act, Some(&scratch.d_act));
         gated_backward_(self.activation, &kept.gate_up, &scratch.d_act);
         let (norm, rstd) = (&self.mlp_norm, &kept.rstd_mlp);
         let x = branch_input(&kept.middle, norm, rstd, scratch, pass);
         product(GATE_UP, &kept.gate_up, x, Some(&scratch.dx));
-        input_gradient(&kept.middle, norm, rstd, scratch);
+        let weight = own.and_then(|own| own.mlp_norm.as_ref());
+        input_gradient(&kept.middle, norm, rstd, scratch, weight);
 
         // Attention.
-        let dy = self.branch_gradient(O, kept, scratch);
+        let dy = self.branch_gradient(O, kept, scratch, own);
         product(O, dy, &kept.attention, Some(&scratch.d_attention));
         attention_backward(
             &scratch.d_attention,
@@ -300,13 +319,14 @@ impl Layer {
             &scratch.d_qkv,
         );
         self.rotate(&scratch.d_qkv, pass, true);
-        self.norm_heads_backward(kept, scratch);
+        self.norm_heads_backward(kept, scratch, own);
         let (norm, rstd) = (&self.attention_norm, &kept.rstd_attention);
         let x = branch_input(input, norm, rstd, scratch, pass);
-        let dx = (index > 0).then_some(&scratch.dx);
+        let dx = (index > 0 || own.is_some()).then_some(&scratch.dx);
         product(QKV, &scratch.d_qkv, x, dx);
         if dx.is_some() {
-            input_gradient(input, norm, rstd, scratch);
+            let weight = own.and_then(|own| own.attention_norm.as_ref());
+            input_gradient(input, norm, rstd, scratch, weight);
         }
     }
 }
@@ -337,8 +357,18 @@ fn branch_input<'a>(
     &scratch.x
 }
 
-/// Adds to the stream's gradient what came to a branch's input, `scratch.dx`.
-fn input_gradient(stream: &Tensor, norm: &Option<Tensor>, rstd: &Tensor, scratch: &Scratch) {
+/// Adds to the stream's gradient what came to a branch's input, `scratch.dx`, and to that of the norm's weight
+/// if it is trained.
+fn input_gradient(
+    stream: &Tensor,
+    norm: &Option<Tensor>,
+    rstd: &Tensor,
+    scratch: &Scratch,
+    weight: Option<&Tensor>,
+) {
+    if let Some(weight) = weight {
+        add_norm(weight, &scratch.dx, stream, rstd, 1.0);
+    }
     match norm {
         Some(norm) => rms_norm_backward(&scratch.dx, stream, norm, rstd, &scratch.dh),
         None => drop(scratch.dh.shallow_clone().g_add_(&scratch.dx)),

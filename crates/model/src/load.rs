@@ -59,6 +59,7 @@ pub(crate) fn load(dir: &Path, device: Device, form: Form) -> Result<Decoder, Lo
         rotary: rotary.collect(),
         positions,
         spec,
+        folder: dir.to_owned(),
         device,
         embedding,
         layers,

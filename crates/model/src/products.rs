@@ -42,7 +42,7 @@ pub(crate) fn product(a: &Tensor, b: &Tensor, out: &Tensor) {
 }
 
 /// `out += a·b`, in the type of `out`.
-fn add_product(a: &Tensor, b: &Tensor, out: &Tensor) {
+pub(crate) fn add_product(a: &Tensor, b: &Tensor, out: &Tensor) {
     match Road::of(b, out) {
         Road::F32 => kernels::product(&[Term::new(a, b)], 1.0, Write::Add, out),
         Road::Direct => drop(out.shallow_clone().addmm_(&narrowed(a, b), b)),

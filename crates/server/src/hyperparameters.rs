@@ -1,8 +1,8 @@
 //! Requested hyperparameters and options: checked at creation, resolved once the files are counted.
 
 use domain::hyperparameters::{
-    EarlyStopping, EarlyStoppingRequest, Precision, Schedule, TARGET_MODULES, auto_batch_size,
-    auto_epochs, auto_learning_rate,
+    EarlyStopping, EarlyStoppingRequest, FULL_RATE_DIVISOR, Precision, Quantization, Schedule,
+    TARGET_MODULES, Tuning, auto_batch_size, auto_epochs, auto_learning_rate,
 };
 use domain::plan::{LoraConfig, ResolvedHyperparameters};
 use domain::preference::{LEARNING_RATE_DIVISOR, LossType};
@@ -129,6 +129,9 @@ pub(crate) fn check_options(options: &TrainingOptions, path: &str) -> ApiResult<
     if let Some(rule) = &options.early_stopping {
         check_early_stopping(rule, &at("early_stopping"))?;
     }
+    if options.tuning == Some(Tuning::Full) {
+        check_full(options, path)?;
+    }
     options.lora.as_ref().map_or(Ok(()), |lora| check_lora(lora, &at("lora")))
 }
 
@@ -249,6 +252,11 @@ pub(crate) fn resolve(
         Some(_) => supervised_rate / LEARNING_RATE_DIVISOR,
         None => supervised_rate,
     };
+    let (tuning, quantization) = tuning_and_base(job, operator);
+    let base_rate = match tuning {
+        Tuning::Lora => base_rate,
+        Tuning::Full => base_rate / FULL_RATE_DIVISOR,
+    };
     // Of one source, steps win over a ratio; of two sources, the job wins.
     let warmup_of = |options: &TrainingOptions| {
         let by_ratio = |ratio: f64| ((total_steps as f64 * ratio).ceil() as u64).min(total_steps);
@@ -290,9 +298,9 @@ pub(crate) fn resolve(
             .or(operator.early_stopping.as_ref())
             .filter(|_| measured.has_validation)
             .map(resolve_early_stopping),
-        quantization: job.quantization.or(operator.quantization).unwrap_or_default(),
+        quantization,
         precision: job.precision.or(operator.precision).unwrap_or(Precision::Auto),
-        tuning: job.tuning.or(operator.tuning).unwrap_or_default(),
+        tuning,
         lora: resolve_lora(job.lora.as_ref(), operator.lora.as_ref()),
         preference: wish.preference.map(|preference| Box::new(preference.resolve())),
         seed,
@@ -307,6 +315,33 @@ pub(crate) fn max_seq_len(
 ) -> u32 {
     let wanted = job.max_seq_len.or(operator.max_seq_len).unwrap_or(DEFAULT_MAX_SEQ_LEN);
     wanted.min(context_length.unwrap_or(u32::MAX))
+}
+
+/// A quantised base carries adapters only: what the job asks for wins over the operator's other wish.
+fn tuning_and_base(job: &TrainingOptions, operator: &TrainingOptions) -> (Tuning, Quantization) {
+    let tuning = job.tuning.or(operator.tuning).unwrap_or_default();
+    let quantization = job.quantization.or(operator.quantization).unwrap_or_default();
+    match (tuning, quantization) {
+        (Tuning::Full, Quantization::Nf4) if job.tuning.is_none() => (Tuning::Lora, quantization),
+        (Tuning::Full, Quantization::Nf4) => (tuning, Quantization::None),
+        both => both,
+    }
+}
+
+/// Full fine-tuning has no adapter and no quantised base.
+fn check_full(options: &TrainingOptions, path: &str) -> ApiResult<()> {
+    let refuse = |field: &str, why: &str| {
+        let path = format!("{path}.{field}");
+        let message = format!("Invalid '{path}': with 'tuning': 'full' {why}.");
+        Err(ApiError::invalid_value(path, message))
+    };
+    if options.quantization.is_some_and(|form| form != Quantization::None) {
+        return refuse("quantization", "every weight is trained, so none can be quantised");
+    }
+    match options.lora {
+        Some(_) => refuse("lora", "there are no adapters"),
+        None => Ok(()),
+    }
 }
 
 fn resolve_early_stopping(rule: &EarlyStoppingRequest) -> EarlyStopping {
@@ -398,6 +433,21 @@ mod tests {
     }
 
     #[test]
+    fn full_tuning_learns_at_a_tenth_of_the_rate_on_a_base_that_is_not_quantised() {
+        let full = || TrainingOptions { tuning: Some(Tuning::Full), ..Default::default() };
+        let nf4 =
+            || TrainingOptions { quantization: Some(Quantization::Nf4), ..Default::default() };
+        let of = |job, operator| {
+            let all = resolved(&Hyperparameters::default(), job, operator);
+            (all.tuning, all.quantization, all.learning_rate)
+        };
+        let whole = (Tuning::Full, Quantization::None, 5e-5);
+        assert_eq!(of(full(), Default::default()), whole);
+        assert_eq!(of(full(), nf4()), whole, "the job wins");
+        assert_eq!(of(nf4(), full()), (Tuning::Lora, Quantization::Nf4, 5e-4), "here too");
+    }
+
+    #[test]
     fn requested_values_are_checked() {
         let good = json!({"n_epochs": 3.0, "batch_size": "auto", "learning_rate_multiplier": 0.5});
         let good = requested(Some(&good), "hyperparameters").unwrap();
@@ -426,6 +476,8 @@ mod tests {
             (json!({"max_grad_norm": -1.0}), "finetuned.max_grad_norm"),
             (json!({"max_seq_len": 8}), "finetuned.max_seq_len"),
             (json!({"micro_batch_tokens": 1}), "finetuned.micro_batch_tokens"),
+            (json!({"tuning": "full", "quantization": "nf4"}), "finetuned.quantization"),
+            (json!({"tuning": "full", "lora": {"rank": 8}}), "finetuned.lora"),
             (json!({"early_stopping": {"patience": 0}}), "finetuned.early_stopping.patience"),
             (json!({"early_stopping": {"min_delta": -1.0}}), "finetuned.early_stopping.min_delta"),
             (json!({"lora": {"rank": 0}}), "finetuned.lora.rank"),

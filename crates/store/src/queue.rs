@@ -34,7 +34,8 @@ use sqlx::{FromRow, PgConnection};
 use uuid::Uuid;
 
 pub use checkpoint::{
-    begin_checkpoint, commit_checkpoint, leased_checkpoint_file, put_checkpoint_file,
+    begin_checkpoint, commit_checkpoint, leased_checkpoint_file, leased_model_files,
+    put_checkpoint_file,
 };
 #[cfg(feature = "testing")]
 pub(crate) use claim::CLAIM;

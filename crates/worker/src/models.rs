@@ -1,4 +1,4 @@
-//! The cache of base models and adapters on this machine's disk, by content.
+//! The cache of base models and of adapters (or whole tuned models) on this machine's disk, by content.
 //!
 //! A folder under its final name is complete: files are fetched into a temporary folder, checked
 //! one by one, and the folder is renamed as the last act. Several tasks may want the same folder;
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-use domain::internal::{AdapterRef, BaseModel, ManifestFile};
+use domain::internal::{AdapterRef, BaseModel, ManifestFile, model_files};
 use reqwest::Response;
 use sha2::{Digest, Sha256};
 
@@ -59,7 +59,7 @@ impl ModelCache {
         client: &Client,
         adapter: &AdapterRef,
     ) -> Result<PathBuf, TransferError> {
-        let files = adapter_files(&adapter.files);
+        let files = model_files(&adapter.files);
         let folder = self.adapter_folder(&files);
         let folder =
             self.ensure(folder, &files, |entry| client.adapter_file(adapter, &entry.name)).await?;
@@ -74,7 +74,7 @@ impl ModelCache {
         manifest: &[ManifestFile],
         checkpoint: &Path,
     ) -> Result<(), TransferError> {
-        let files = adapter_files(manifest);
+        let files = model_files(manifest);
         let folder = self.adapter_folder(&files);
         if files.is_empty() || is_complete(&folder, &files) {
             return Ok(());
@@ -82,7 +82,10 @@ impl ModelCache {
         let partial = self.partial_folder()?;
         for entry in &files {
             let (from, to) = (checkpoint.join(&entry.name), partial.0.join(&entry.name));
-            tokio::fs::copy(&from, &to).await.map_err(TransferError::io(&to))?;
+            // The checkpoint is about to be removed, and nobody writes to it: a second name will do.
+            if tokio::fs::hard_link(&from, &to).await.is_err() {
+                tokio::fs::copy(&from, &to).await.map_err(TransferError::io(&to))?;
+            }
         }
         self.put_in_place(&partial, &folder)
     }
@@ -167,13 +170,6 @@ impl Drop for Partial {
     }
 }
 
-/// The files that a generation needs; a checkpoint's manifest also has the optimizer's.
-fn adapter_files(files: &[ManifestFile]) -> Vec<&ManifestFile> {
-    let mut files: Vec<_> = files.iter().filter(|f| f.name.starts_with("adapter_")).collect();
-    files.sort_by(|a, b| a.name.cmp(&b.name));
-    files
-}
-
 /// Whether every file is there with its size. Content was checked before the folder got its name.
 fn is_complete(folder: &Path, files: &[&ManifestFile]) -> bool {
     folder.is_dir()
@@ -208,7 +204,7 @@ mod tests {
         std::fs::write(dir.join("adapter_model.safetensors"), content).unwrap();
         let files = [manifest("adapter_model.safetensors", content)];
         cache.keep_adapter(&files, dir).await.unwrap();
-        cache.adapter_folder(&adapter_files(&files))
+        cache.adapter_folder(&model_files(&files))
     }
 
     #[tokio::test]

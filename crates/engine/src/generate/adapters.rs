@@ -1,4 +1,4 @@
-//! Adapters of chat requests, kept in memory while they are in use and a little longer.
+//! Adapters and whole tuned models of chat requests, kept in memory while they are in use and a little longer.
 //!
 //! A folder's content never changes under its name (the worker caches by digest), so the path is
 //! the key.
@@ -45,6 +45,10 @@ impl AdapterCache {
             }
         };
         let adapter = Rc::clone(&entry.1);
+        if adapter.is_full() {
+            // As large as the base: one at a time.
+            self.adapters.retain(|(_, other)| !other.is_full());
+        }
         self.adapters.push(entry);
         if self.adapters.len() > self.kept {
             self.adapters.remove(0);

@@ -13,6 +13,7 @@ use crate::seed::{Purpose, derive};
 /// Options that the model cannot carry.
 pub(super) fn fresh(plan: &TrainingPlan, decoder: &Decoder) -> Result<Adapter, RunFailure> {
     let options = match plan.hyperparameters.tuning {
+        Tuning::Full => AdapterOptions::Full,
         Tuning::Lora => AdapterOptions::Lora(lora_options(&plan.hyperparameters.lora)),
     };
     let seed = derive(plan.hyperparameters.seed, Purpose::AdapterInit, 0, 0);

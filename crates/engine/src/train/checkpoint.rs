@@ -3,9 +3,12 @@
 //! | file | content |
 //! |---|---|
 //! | `adapter_model.safetensors`, `adapter_config.json` | the adapter, in PEFT's format |
+//! | `model.safetensors`, `config.json`, tokenizer, … | instead, where every weight is trained: a whole model |
 //! | `optimizer.safetensors` | both moments, in the order of the adapter's flat values |
 //! | `best_adapter.safetensors` | with early stopping: the values of the best evaluation so far |
 //! | `state.json` | [`State`] |
+//!
+//! The final checkpoint of a whole model has no moments: no step follows it, and they would be most of it.
 //!
 //! A folder is written under a temporary name, synced, and renamed: one that exists is complete.
 //! Folders that are complete are the worker's to upload and to remove; this module removes none of
@@ -52,6 +55,9 @@ pub struct State {
     pub metrics: StepMetrics,
     pub best: Option<Best>,
     pub seed: u64,
+    /// No step follows.
+    #[serde(default)]
+    pub is_final: bool,
     pub fingerprint: Fingerprint,
 }
 
@@ -169,6 +175,7 @@ impl State {
             metrics: StepMetrics::default(),
             best: None,
             seed: plan.hyperparameters.seed,
+            is_final: false,
             fingerprint,
         }
     }
@@ -207,9 +214,11 @@ fn fill(
     best: Option<&Tensor>,
 ) -> Result<(), CheckpointError> {
     adapter.save(folder, base_model).map_err(|error| CheckpointError::invalid(folder, error))?;
-    optimizer.save(folder).map_err(|error| CheckpointError::invalid(folder, error))?;
-    if let Some(values) = best {
-        best::save(folder, values).map_err(|error| CheckpointError::invalid(folder, error))?;
+    if has_moments(state, adapter) {
+        optimizer.save(folder).map_err(|error| CheckpointError::invalid(folder, error))?;
+        if let Some(values) = best {
+            best::save(folder, values).map_err(|error| CheckpointError::invalid(folder, error))?;
+        }
     }
     let path = folder.join(STATE_FILE);
     let text = serde_json::to_vec_pretty(state).expect("the state is plain data with text keys");
@@ -220,6 +229,11 @@ fn fill(
         sync(&path)?;
     }
     sync(folder)
+}
+
+/// Whether a checkpoint holds what further steps need.
+fn has_moments(state: &State, adapter: &Adapter) -> bool {
+    !(state.is_final && adapter.is_full())
 }
 
 fn put_in_place(temporary: &Path, folder: &Path) -> Result<(), CheckpointError> {
@@ -269,9 +283,12 @@ pub fn read(
     state.fingerprint.check(planned)?;
     let adapter =
         Adapter::load(decoder, folder).map_err(|error| CheckpointError::invalid(folder, error))?;
-    let optimizer = Optimizer::new(kind, &adapter, decoder.device())
-        .load(folder, state.updates)
-        .map_err(|error: OptimizerError| CheckpointError::invalid(folder, error))?;
+    let mut optimizer = Optimizer::new(kind, &adapter, decoder.device());
+    if has_moments(&state, &adapter) {
+        optimizer = optimizer
+            .load(folder, state.updates)
+            .map_err(|error: OptimizerError| CheckpointError::invalid(folder, error))?;
+    }
     let best_values = best::load(folder, adapter.len(), decoder.device())
         .map_err(|reason| CheckpointError::invalid(folder, reason))?;
     Ok(Restored { state, adapter, optimizer, best_values })

@@ -344,6 +344,7 @@ impl Run {
         self.state.step = step;
         self.state.updates = training.optimizer.updates();
         self.state.cursor = training.cursor;
+        self.state.is_final = kind == CheckpointKind::Final;
         let (adapter, optimizer) = (&training.adapter, &training.optimizer);
         let best = self.best_values.as_ref();
         match checkpoint::write(&self.plan, kind, &self.state, (adapter, optimizer), best) {

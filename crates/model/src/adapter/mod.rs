@@ -4,15 +4,19 @@
 //! vector. The pass through the decoder uses views of it, or copies that `refresh` renews. There are several
 //! kinds of adapters; each is a module here, and this one only tells them apart.
 
+mod full;
 mod lora;
 
 use std::path::Path;
+use std::rc::Rc;
 
 use tch::{Device, Tensor, no_grad};
 use thiserror::Error;
 use weights::TensorFile;
 use weights::peft::{AdapterConfig, read_adapter, write_adapter};
 
+use self::full::Full;
+pub(crate) use self::full::{LayerParameters, Parameters, add_norm};
 use self::lora::Lora;
 pub use self::lora::LoraOptions;
 pub(crate) use self::lora::{Dora, Group, a_view, b_view, magnitude_view};
@@ -34,6 +38,8 @@ pub enum AdapterError {
 #[derive(Debug, Clone, PartialEq)]
 pub enum AdapterOptions {
     Lora(LoraOptions),
+    /// Every weight of the model.
+    Full,
 }
 
 /// The adapter of one run or of one tuned model.
@@ -46,6 +52,7 @@ pub struct Adapter {
 #[derive(Debug)]
 enum Kind {
     Lora(Lora),
+    Full(Box<Full>),
 }
 
 impl Adapter {
@@ -63,16 +70,21 @@ impl Adapter {
                 let (lora, values) = Lora::init(decoder, options, seed)?;
                 (Kind::Lora(lora), values)
             }
+            AdapterOptions::Full => Self::whole(decoder, &decoder.folder)?,
         };
         Ok(Self { values, kind }.refreshed())
     }
 
-    /// Reads an adapter folder in PEFT's format.
+    /// Reads an adapter folder in PEFT's format, or the folder of a whole tuned model.
     ///
     /// # Errors
     /// When the folder is damaged, asks for something that this decoder does not do, or has shapes that do
     /// not fit the model; the message names the tensor.
     pub fn load(decoder: &Decoder, dir: &Path) -> Result<Self, AdapterError> {
+        if weights::is_model(dir) {
+            let (kind, values) = Self::whole(decoder, dir)?;
+            return Ok(Self { values, kind }.refreshed());
+        }
         let (config, file) = read_adapter(dir)?;
         let (kind, values) = match config {
             AdapterConfig::Lora(config) => {
@@ -83,18 +95,38 @@ impl Adapter {
         Ok(Self { values, kind }.refreshed())
     }
 
-    /// Writes `adapter_model.safetensors` and `adapter_config.json` into an existing folder.
+    fn whole(decoder: &Decoder, dir: &Path) -> Result<(Kind, Tensor), AdapterError> {
+        let (full, values) = Full::load(decoder, dir)?;
+        Ok((Kind::Full(Box::new(full)), values))
+    }
+
+    /// The model that computes instead of the base, when every weight is trained.
+    pub(crate) fn decoder(&self) -> Option<&Decoder> {
+        match &self.kind {
+            Kind::Full(full) => Some(&full.decoder),
+            Kind::Lora(_) => None,
+        }
+    }
+
+    /// True for a whole model: as large as its base.
+    pub fn is_full(&self) -> bool {
+        self.decoder().is_some()
+    }
+
+    /// Writes `adapter_model.safetensors` and `adapter_config.json` into an existing folder; of a
+    /// whole model, `model.safetensors` and all other files of a model folder.
     ///
     /// # Errors
     /// When the disk refuses.
     pub fn save(&self, dir: &Path, base_model: &str) -> Result<(), AdapterError> {
-        let values = Vec::<f32>::try_from(self.values.to_device(Device::Cpu))
-            .map_err(|error| AdapterError::Invalid(error.to_string()))?;
         let (config, tensors) = match &self.kind {
+            Kind::Full(full) => return full.save(dir, &self.values),
             Kind::Lora(lora) => {
                 (AdapterConfig::Lora(lora.options.to_config(base_model)), lora.layout.tensors())
             }
         };
+        let values = Vec::<f32>::try_from(self.values.to_device(Device::Cpu))
+            .map_err(|error| AdapterError::Invalid(error.to_string()))?;
         let tensors: Vec<_> = tensors
             .into_iter()
             .map(|tensor| {
@@ -108,8 +140,10 @@ impl Adapter {
 
     /// The options of a LoRA adapter.
     pub fn lora(&self) -> Option<&LoraOptions> {
-        let Kind::Lora(lora) = &self.kind;
-        Some(&lora.options)
+        match &self.kind {
+            Kind::Lora(lora) => Some(&lora.options),
+            Kind::Full(_) => None,
+        }
     }
 
     /// Trainable numbers.
@@ -122,6 +156,7 @@ impl Adapter {
     pub fn extents(&self) -> Vec<Extent> {
         let tensors = match &self.kind {
             Kind::Lora(lora) => lora.layout.tensors(),
+            Kind::Full(full) => return full.extents(),
         };
         let extent = |tensor: StoredTensor| {
             let range = tensor.range();
@@ -147,6 +182,7 @@ impl Adapter {
     pub fn refresh(&mut self) {
         match &mut self.kind {
             Kind::Lora(lora) => no_grad(|| lora.refresh(&self.values)),
+            Kind::Full(full) => no_grad(|| full.refresh()),
         }
     }
 
@@ -159,6 +195,7 @@ impl Adapter {
     pub(crate) fn group(&self, layer: usize, product: usize) -> Option<&Group> {
         match &self.kind {
             Kind::Lora(lora) => lora.groups[layer][product].as_ref(),
+            Kind::Full(_) => None,
         }
     }
 
@@ -166,6 +203,7 @@ impl Adapter {
     pub(crate) fn layout(&self) -> Option<&Layout> {
         match &self.kind {
             Kind::Lora(lora) => Some(&lora.layout),
+            Kind::Full(_) => None,
         }
     }
 
@@ -217,11 +255,23 @@ pub struct Extent {
 #[derive(Debug)]
 pub struct Gradients {
     flat: Tensor,
+    /// Views of it, when every weight is trained.
+    whole: Option<Rc<Parameters>>,
 }
 
 impl Gradients {
     pub fn zeros(adapter: &Adapter) -> Self {
-        Self { flat: adapter.values.zeros_like() }
+        let flat = adapter.values.zeros_like();
+        let whole = match &adapter.kind {
+            Kind::Full(full) => Some(Rc::new(full.gradients(&flat))),
+            Kind::Lora(_) => None,
+        };
+        Self { flat, whole }
+    }
+
+    /// Those of every weight, when all are trained.
+    pub(crate) fn whole(&self) -> Option<Rc<Parameters>> {
+        self.whole.clone()
     }
 
     /// `[len]`, f32.

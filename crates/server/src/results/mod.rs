@@ -1,4 +1,4 @@
-//! What a job leaves behind when it succeeds: a verified adapter, and the tables of its metrics.
+//! What a job leaves behind when it succeeds: a verified model, and the tables of its metrics.
 
 mod csv;
 
@@ -17,28 +17,25 @@ pub(crate) const STEP_METRICS: &str = "step_metrics.csv";
 /// Name of the richer file, always served plain.
 const ALL_METRICS: &str = "all_metrics.csv";
 const PURPOSE: &str = "fine-tune-results";
-/// The files without which an adapter cannot answer.
-const ADAPTER_FILES: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
 
-/// The result files, once the adapter has proved to be what was announced.
+/// The result files, once the model has proved to be what was announced.
 pub(crate) async fn prepare(
     store: &Store,
     lease: &Lease,
     checkpoint: &CheckpointId,
 ) -> Result<Vec<(Uploaded, NewFile)>, InternalApiError> {
-    verify_adapter(store, lease, checkpoint).await?;
+    verify_model(store, lease, checkpoint).await?;
     upload(store, lease).await
 }
 
-/// Reads the adapter's blobs back and compares them with the checkpoint's manifest.
-async fn verify_adapter(
+/// Reads the model's blobs back and compares them with the checkpoint's manifest.
+async fn verify_model(
     store: &Store,
     lease: &Lease,
     checkpoint: &CheckpointId,
 ) -> Result<(), InternalApiError> {
-    for name in ADAPTER_FILES {
-        let (key, expected) =
-            queue::leased_checkpoint_file(&store.db, lease, checkpoint, name).await?;
+    for (key, expected) in queue::leased_model_files(&store.db, lease, checkpoint).await? {
+        let name = &expected.name;
         let (bytes, sha256) = read_back(store, &key).await?;
         if (bytes, sha256.as_str()) != (expected.bytes, expected.sha256.as_str()) {
             return Err(InternalApiError::HashMismatch(format!(

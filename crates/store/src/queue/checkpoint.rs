@@ -4,7 +4,7 @@
 use std::fmt;
 
 use bytes::Bytes;
-use domain::internal::{BeginCheckpoint, ManifestFile};
+use domain::internal::{BeginCheckpoint, ManifestFile, model_files, required_files};
 use domain::report::{CheckpointKind, StepMetrics};
 use domain::{CheckpointId, ModelId};
 use futures::Stream;
@@ -190,20 +190,34 @@ pub async fn leased_checkpoint_file(
     checkpoint: &CheckpointId,
     name: &str,
 ) -> Result<(BlobKey, ManifestFile)> {
-    let args = (lease.clone(), checkpoint.clone());
-    let record = db
-        .transact(Lane::Lease, args, |tx, (lease, checkpoint)| {
-            Box::pin(async move {
-                let held = Held::by_lease(tx, lease).await?;
-                let record = Record::of_job(tx, &held.id, checkpoint).await?;
-                match record.state.as_str() {
-                    "committed" => Ok(record),
-                    _ => Err(Error::NotFound("checkpoint")),
-                }
-            })
-        })
-        .await?;
+    let record = leased_committed(db, lease, checkpoint).await?;
     Ok((record.blob_key(name), record.file(name)?.clone()))
+}
+
+/// The files of a committed checkpoint of the leased job that make a model.
+pub async fn leased_model_files(
+    db: &Db,
+    lease: &Lease,
+    checkpoint: &CheckpointId,
+) -> Result<Vec<(BlobKey, ManifestFile)>> {
+    let record = leased_committed(db, lease, checkpoint).await?;
+    let files = model_files(&record.files);
+    Ok(files.into_iter().map(|file| (record.blob_key(&file.name), file.clone())).collect())
+}
+
+async fn leased_committed(db: &Db, lease: &Lease, checkpoint: &CheckpointId) -> Result<Record> {
+    let args = (lease.clone(), checkpoint.clone());
+    db.transact(Lane::Lease, args, |tx, (lease, checkpoint)| {
+        Box::pin(async move {
+            let held = Held::by_lease(tx, lease).await?;
+            let record = Record::of_job(tx, &held.id, checkpoint).await?;
+            match record.state.as_str() {
+                "committed" => Ok(record),
+                _ => Err(Error::NotFound("checkpoint")),
+            }
+        })
+    })
+    .await
 }
 
 /// Makes a checkpoint count, once every announced file is stored: progress, usage, and for the end of an
@@ -288,7 +302,7 @@ async fn advance(tx: &mut PgConnection, held: &Held, record: &Record) -> Result<
     Ok(())
 }
 
-/// A checkpoint becomes a model that can answer: its adapter's files.
+/// A checkpoint becomes a model that can answer: an adapter, or a whole one.
 pub(super) async fn insert_model(
     tx: &mut PgConnection,
     held: &Held,
@@ -296,15 +310,13 @@ pub(super) async fn insert_model(
     model: &ModelId,
     kind: &str,
 ) -> Result<()> {
-    let adapter: Vec<&ManifestFile> =
-        record.files.iter().filter(|file| file.name.starts_with("adapter_")).collect();
-    for name in ["adapter_model.safetensors", "adapter_config.json"] {
-        if !adapter.iter().any(|file| file.name == name) {
+    let parts: Vec<ManifestFile> = model_files(&record.files).into_iter().cloned().collect();
+    for name in required_files(&parts) {
+        if !parts.iter().any(|file| file.name == name) {
             let problem = format!("checkpoint {} has no file {name}", record.id);
             return Err(Conflict::Checkpoint(problem).into());
         }
     }
-    let adapter: Vec<ManifestFile> = adapter.into_iter().cloned().collect();
     sqlx::query(
         "insert into models (id, project_id, kind, base_model, job_id, checkpoint_id, digest, files)
          values ($1, $2, $3, $4, $5, $6, $7, $8)",
@@ -315,8 +327,8 @@ pub(super) async fn insert_model(
     .bind(&held.base_model)
     .bind(&held.id)
     .bind(&record.id)
-    .bind(manifest_digest(&adapter))
-    .bind(Json(adapter))
+    .bind(manifest_digest(&parts))
+    .bind(Json(parts))
     .execute(&mut *tx)
     .await?;
     sqlx::query("update checkpoints set model = $2 where id = $1")

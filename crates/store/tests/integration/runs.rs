@@ -324,6 +324,36 @@ async fn a_deleted_model_is_gone_with_its_checkpoint() {
 }
 
 #[tokio::test]
+async fn a_whole_tuned_model_has_all_files_but_those_of_resuming_and_goes_like_an_adapter() {
+    let (test, claimed) = running().await;
+    let (store, db, lease) = (&test.store, &test.store.db, &claimed.lease);
+    let names = ["config.json", "model.safetensors", "state.json", "tokenizer.json"];
+    let files = names.map(|name| {
+        let bytes = name.len() as u64;
+        ManifestFile { name: name.to_owned(), bytes, sha256: hex(name.as_bytes()) }
+    });
+    let mut begun = begin(30, CheckpointKind::Final);
+    begun.files = files.to_vec();
+    let checkpoint_id = queue::begin_checkpoint(db, lease, &begun).await.unwrap();
+    for name in names {
+        let content = body(name.as_bytes());
+        queue::put_checkpoint_file(store, lease, &checkpoint_id, name, content).await.unwrap();
+    }
+    queue::commit_checkpoint(store, lease, &checkpoint_id).await.unwrap();
+    let parts = ["config.json", "model.safetensors", "tokenizer.json"];
+    let verified = queue::leased_model_files(db, lease, &checkpoint_id).await.unwrap();
+    assert!(verified.iter().map(|(_, file)| file.name.as_str()).eq(parts));
+    let finish = FinishRun { checkpoint_id, trained_tokens: 3000 };
+    let model = queue::finish(db, lease, &finish, Vec::new()).await.unwrap();
+    let resolved = models::resolve(db, &test.project, &model).await.unwrap();
+    let whole = resolved.adapter.expect("the tuned model's files");
+    assert!(whole.files.iter().map(|file| file.name.as_str()).eq(parts));
+    models::delete(store, &test.project, &model).await.unwrap();
+    test.sql("update garbage set delete_after = clock_timestamp()").await.unwrap();
+    assert_eq!(garbage::collect(store, 100).await.unwrap(), names.len());
+}
+
+#[tokio::test]
 async fn deleting_the_model_of_a_running_jobs_checkpoint_leaves_what_resumes_it() {
     let (test, claimed) = running().await;
     checkpoint(&test, &claimed.lease, 10, CheckpointKind::Epoch).await;

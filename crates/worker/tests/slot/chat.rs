@@ -105,6 +105,23 @@ async fn the_adapter_that_was_just_trained_answers_without_a_download() {
 }
 
 #[tokio::test]
+async fn a_whole_model_that_was_just_trained_answers_without_a_download() {
+    let harness = Harness::start(json!({"steps": 2, "whole": true})).await;
+    harness.enqueue();
+    assert!(matches!(harness.fake.end().await, End::Finished { .. }));
+    let mut files = harness.fake.look(|state| state.checkpoints[0].begun.files.clone());
+    // The server names the files of the model, not all of the checkpoint.
+    files.retain(|file| ["model.safetensors", "config.json"].contains(&file.name.as_str()));
+    let adapter = AdapterRef { model_id: "ft:base:org::1".into(), digest: "any".into(), files };
+    harness.ask("chat-1", "hi", Some(adapter));
+    assert!(harness.answer("chat-1").await.contains(&delta("adapter of step 2")));
+    harness.fake.look(|state| {
+        assert!(!state.calls.iter().any(|call| call.starts_with("adapter file")));
+    });
+    harness.stop().await;
+}
+
+#[tokio::test]
 async fn an_unknown_adapter_is_downloaded_once() {
     let harness = Harness::start(json!({})).await;
     let content = b"a stored adapter".to_vec();
