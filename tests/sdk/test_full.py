@@ -24,7 +24,7 @@ def test_a_whole_model_is_trained_and_answers(client):
         "tuning": "full", "optimizer": "adamw_8bit", "learning_rate": 2e-4, "schedule": "constant",
         "warmup_steps": 0,
     }
-    job = jobs.create(client, file.id, epochs=2, batch=10, suffix="whole", options=options)
+    job = jobs.create(client, file.id, epochs=1, batch=5, suffix="whole", options=options)
     job = jobs.succeed(client, job.id)
     shown = job.model_extra["finetuned"]
     assert (shown["tuning"], shown["optimizer"]) == ("full", "adamw_8bit")
