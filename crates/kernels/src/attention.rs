@@ -7,6 +7,7 @@
 //! log-sums.
 
 mod backward;
+mod cached;
 
 use std::ops::Range;
 
@@ -14,10 +15,11 @@ use rayon::prelude::*;
 use tch::Tensor;
 
 pub use self::backward::attention_backward;
+pub use self::cached::{CacheEnd, attend_caches};
 use crate::product::{Matrix, product_here};
 use crate::rows::Rows;
 use crate::segments::{Piece, Segment, Segments};
-use crate::simd::{add_scaled, cap, dot, exp_sum, max, scale};
+use crate::simd::{cap, exp_sum, max, scale};
 use crate::{on_cpu, reference};
 
 /// How a packed row is divided.
@@ -205,28 +207,10 @@ pub fn cached_attention(
     if !on_cpu(q) {
         return reference::cached_attention(q, keys, values, cached, shape, out);
     }
-    let (q, keys, values, out) = (Rows::of(q), Rows::of(keys), Rows::of(values), Rows::of(out));
-    assert!(q.width == shape.heads * shape.head_dim && out.width == q.width && out.len == q.len);
-    assert!(keys.len >= cached + q.len && values.len >= cached + q.len);
-    let d = shape.head_dim;
-    (0..q.len * shape.heads).into_par_iter().with_min_len(2).for_each(|task| {
-        let (row, head) = (task / shape.heads, task % shape.heads);
-        let columns = head / shape.group() * d..(head / shape.group() + 1) * d;
-        let query = &q.row(row)[head * d..(head + 1) * d];
-        let end = cached + row + 1;
-        let seen = end.saturating_sub(shape.window.unwrap_or(end))..end;
-        let mut p: Vec<f32> =
-            seen.clone().map(|key| dot(query, &keys.row(key)[columns.clone()])).collect();
-        let factor = shape.capped(&mut p);
-        let top = max(&p) * factor;
-        let sum = exp_sum(&mut p, factor, top);
-        // SAFETY: this task alone writes its head's columns of its row.
-        let out = unsafe { std::slice::from_raw_parts_mut(out.pointer(row, head * d), d) };
-        out.fill(0.0);
-        for (key, p) in seen.zip(&p) {
-            add_scaled(out, p / sum, &values.row(key)[columns.clone()]);
-        }
-    });
+    let q = Rows::of(q);
+    assert_eq!(q.width, shape.heads * shape.head_dim);
+    let end = CacheEnd { keys, values, cached, rows: q.len };
+    cached::attend(&q, &cached::Cache::all(&[end], shape), shape, &Rows::of(out));
 }
 
 /// A block of a matrix: address of its first element and its strides.

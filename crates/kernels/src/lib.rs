@@ -9,31 +9,40 @@
 //! tables, losses and the optimizer's buffers are always f32. Of bf16 tensors every operation computes in f32
 //! and rounds once, where it writes.
 //!
-//! Matrix products of training are in `product`; those of few rows stay with libtorch. The only `unsafe` of
-//! the project is here: views of tensor memory as slices, and calls of functions compiled for AVX2 or AVX-512
-//! after the processor was asked.
+//! Matrix products of training are in `product`; those of few rows, with compact weights, in [`skinny`]. The only
+//! `unsafe` of the project is here: views of tensor memory as slices, and calls of functions compiled for AVX2
+//! or AVX-512 after the processor was asked.
 
 mod adamw;
 mod adamw_8bit;
 mod attention;
+mod compact;
 mod cross_entropy;
 mod cuda;
 mod dropout;
 mod gated;
+mod half;
+mod lanes;
+mod lattice;
 mod nf4;
 mod norm;
+mod panels;
 mod product;
 pub mod reference;
 mod rope;
 mod rows;
 mod segments;
 mod simd;
+mod skinny;
 mod softcap;
 mod tile;
 
 pub use adamw::{AdamW, adamw, sum_of_squares};
 pub use adamw_8bit::{Code, MOMENT_BLOCK, Moments, adamw_8bit};
-pub use attention::{AttentionShape, attention, attention_backward, cached_attention};
+pub use attention::{
+    AttentionShape, CacheEnd, attend_caches, attention, attention_backward, cached_attention,
+};
+pub use compact::Compact;
 pub use cross_entropy::{
     Factors, TargetLog, TokenLoss, cross_entropy_, cross_entropy_loss, target_logs,
 };
@@ -46,6 +55,7 @@ pub use product::{Term, Write, product};
 pub use rope::{Rotary, rotate_};
 pub use rows::read_values;
 pub use segments::{Segment, Segments};
+pub use skinny::skinny;
 pub use softcap::{softcap_, softcap_backward_};
 
 use tch::{Device, Kind, Tensor};

@@ -62,6 +62,17 @@ pub fn nf4_dequantise(weight: &Nf4, out: &Tensor) {
     });
 }
 
+/// The absmax of every block.
+pub(crate) fn scales(weight: &Nf4) -> Vec<f32> {
+    let [nested, map] = [&weight.nested_absmax, &weight.absmax_levels].map(Rows::of);
+    let codes = bytes(&weight.absmax).iter().enumerate();
+    codes
+        .map(|(block, &code)| {
+            map.row(0)[code as usize] * nested.row(0)[block / NESTED_BLOCK] + weight.offset
+        })
+        .collect()
+}
+
 fn dequantise_block(codes: &[u8], levels: &[f32; 16], scale: f32, out: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
     if out.len() == BLOCK && std::arch::is_x86_feature_detected!("avx2") {

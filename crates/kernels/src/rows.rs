@@ -107,5 +107,8 @@ pub fn read_values<R>(tensor: &Tensor, work: impl FnOnce(&[f32]) -> R) -> R {
 /// `MIN_ROWS` stay on the calling thread: waking others would cost more.
 pub(crate) fn for_rows(rows: usize, work: impl Fn(usize) + Send + Sync) {
     const MIN_ROWS: usize = 16;
+    if rows <= MIN_ROWS {
+        return (0..rows).for_each(work);
+    }
     (0..rows).into_par_iter().with_min_len(MIN_ROWS).for_each(work);
 }

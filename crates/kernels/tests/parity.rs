@@ -1,7 +1,10 @@
 //! Every CPU operation against its plain-tch reference, and the backward ones against autograd, on random
 //! inputs of awkward sizes.
 
-use kernels::{Activation, AdamW, AttentionShape, Factors, Rotary, Segment, Segments, reference};
+use kernels::{
+    Activation, AdamW, AttentionShape, CacheEnd, Compact, Factors, Rotary, Segment, Segments,
+    reference,
+};
 use tch::{Device, IndexOp, Kind, Tensor};
 
 fn random(shape: &[i64]) -> Tensor {
@@ -343,6 +346,111 @@ fn continue_from_a_cache(shape: AttentionShape) {
 }
 
 #[test]
+fn several_caches_grow_in_one_pass() {
+    let plain = shape(6, 2, 16);
+    several_caches(plain);
+    several_caches(AttentionShape { window: Some(9), softcap: Some(3.0), ..plain });
+}
+
+fn several_caches(shape: AttentionShape) {
+    let (q, kv) = (96, 32);
+    // Cached and new rows of each.
+    let sizes = [(0, 70), (30, 1), (5, 3), (100, 20), (0, 1)];
+    let texts = sizes.map(|(cached, new)| random(&[cached + new, shape.width() as i64]));
+    let expected = texts.each_ref().map(|text| {
+        let (out, lse) = (poison(&[text.size()[0], q]), poison(&[text.size()[0], 6]));
+        kernels::attention(
+            text,
+            &Segments::documents(&[0, text.size()[0] as i32]),
+            shape,
+            &out,
+            &lse,
+        );
+        out
+    });
+    let mut caches = Vec::new();
+    for (text, (cached, new)) in texts.iter().zip(sizes) {
+        // Room is left behind the text, and nothing of the new rows is there yet.
+        let [keys, values] = [q, q + kv].map(|column| {
+            let cache = poison(&[cached + new + 3, kv]);
+            cache.narrow(0, 0, cached).copy_(&text.narrow(0, 0, cached).narrow(1, column, kv));
+            cache
+        });
+        caches.push((keys, values));
+    }
+    let new_rows = |all: &[Tensor]| {
+        let rows = all.iter().zip(sizes).map(|(all, (cached, new))| all.narrow(0, cached, new));
+        Tensor::cat(&rows.collect::<Vec<_>>(), 0)
+    };
+    let ends = caches.iter().zip(sizes).map(|((keys, values), (cached, new))| CacheEnd {
+        keys,
+        values,
+        cached: cached as usize,
+        rows: new as usize,
+    });
+    let out = poison(&[95, q]);
+    kernels::attend_caches(&new_rows(&texts), &ends.collect::<Vec<_>>(), shape, &out);
+    assert_close("several caches", &out, &new_rows(&expected), 1e-6);
+}
+
+/// Weights whose smallest exact form is this one.
+fn weights_of_form(form: &str, out: i64, inner: i64) -> Tensor {
+    let whole =
+        |low, high| Tensor::randint_low(low, high, [out, inner], (Kind::Float, Device::Cpu));
+    // A scale for each block of 32, a power of two apart so that all is exact.
+    let scales = || {
+        let blocks = Tensor::randint_low(-9, -3, [out, inner / 32], (Kind::Float, Device::Cpu));
+        blocks.exp2().repeat_interleave_self_int(32, 1, None::<i64>)
+    };
+    match form {
+        "4 bits" => (whole(0, 16) - 6.5) * scales() * 1.25,
+        "8 bits" => whole(-127, 128) * scales() * 1.25,
+        "bf16" => random(&[out, inner]).to_kind(Kind::BFloat16).to_kind(Kind::Float),
+        "f16" => random(&[out, inner]).to_kind(Kind::Half).to_kind(Kind::Float),
+        _ => random(&[out, inner]),
+    }
+}
+
+#[test]
+fn products_of_few_rows_at_all_sizes_in_all_forms() {
+    for form in ["4 bits", "8 bits", "bf16", "f16", "f32"] {
+        let in_blocks = form.ends_with("bits");
+        for (out, inner) in [(1, 32), (16, 64), (77, 96), (200, 576)] {
+            let inner = if in_blocks { inner } else { inner + 3 };
+            let weight = weights_of_form(form, out, inner);
+            let compact = Compact::exact(&weight);
+            assert_eq!(compact.as_ref().map_or("f32", Compact::form), form, "{out} × {inner}");
+            let compact = compact.unwrap_or_else(|| Compact::plain(&weight));
+            assert_eq!((compact.out_width(), compact.in_width()), (out as usize, inner as usize));
+            few_rows(&compact, &weight);
+        }
+    }
+}
+
+/// Products of any number of rows, against libtorch's; a row by itself gives the same bits.
+fn few_rows(compact: &Compact, weight: &Tensor) {
+    let (out, inner) = (weight.size()[0], weight.size()[1]);
+    let x = random(&[19, inner + 5]).narrow(1, 2, inner);
+    for rows in [1, 2, 3, 4, 5, 6, 7, 8, 9, 19] {
+        let (x, before) = (x.narrow(0, 0, rows), random(&[rows, out]));
+        let (y, sum) = (poison(&[rows, out]), before.copy());
+        kernels::skinny(&x, compact, &y, false);
+        kernels::skinny(&x, compact, &sum, true);
+        let product =
+            |a: &Tensor, b: &Tensor| a.to_kind(Kind::Double).mm(&b.tr().to_kind(Kind::Double));
+        let (expected, size) = (product(&x, weight), product(&x.abs(), &weight.abs()));
+        let what = format!("{} {out} × {inner}, {rows} rows", compact.form());
+        // Of a sum's terms, since they may cancel.
+        let error = |y: &Tensor, expected: Tensor| ((y - expected) / (&size + 1.0)).abs().max();
+        assert!(error(&y, expected.copy()).double_value(&[]) < 1e-6, "{what}");
+        assert!(error(&sum, expected + &before).double_value(&[]) < 1e-6, "{what}, added");
+        let last = poison(&[1, out]);
+        kernels::skinny(&x.narrow(0, rows - 1, 1), compact, &last, false);
+        assert_eq!(last, y.narrow(0, rows - 1, 1), "{what}: alone");
+    }
+}
+
+#[test]
 fn adamw_equals_the_reference_over_many_steps() {
     let n = 200_003;
     let (a, b) = (random(&[n]), Tensor::zeros([n], (Kind::Float, Device::Cpu)));
@@ -440,4 +548,33 @@ fn quantised_weights_come_back_with_the_same_bits() {
         reference::nf4_dequantise(&weight, &slow);
         assert_eq!(fast, slow, "{len} weights");
     }
+}
+
+#[test]
+fn products_of_few_rows_read_stacked_quantised_weights() {
+    let (inner, rows) = (192, [33i64, 5, 20]);
+    let part = |rows: i64| {
+        let bytes = |n: i64| Tensor::randint(256, [n], (Kind::Uint8, Device::Cpu));
+        let blocks = rows * inner / 64;
+        let weight = kernels::Nf4 {
+            codes: bytes(blocks * 32),
+            absmax: bytes(blocks),
+            nested_absmax: random(&[(blocks + 255) / 256]),
+            offset: 0.7,
+            levels: random(&[16]),
+            absmax_levels: random(&[256]),
+        };
+        (rows, weight)
+    };
+    let mut parts = rows.map(part);
+    let levels = parts[0].1.levels.shallow_clone();
+    let dense = parts.each_mut().map(|(rows, weight)| {
+        weight.levels = levels.shallow_clone();
+        let dense = poison(&[*rows, inner]);
+        kernels::nf4_dequantise(weight, &dense);
+        dense
+    });
+    let compact = Compact::nf4(&parts, inner as usize).expect("whole blocks");
+    few_rows(&compact, &Tensor::cat(&dense, 0));
+    assert!(Compact::nf4(&parts, 96).is_none(), "a block must not lie in two rows");
 }
