@@ -5,10 +5,10 @@
 //! layer is in `head`.
 
 use std::borrow::Cow;
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::path::{Path, PathBuf};
 
-use kernels::{Rotary, Segments, TargetLog};
+use kernels::{Compact, Rotary, Segments, TargetLog};
 use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::activations::{Activations, Keep, Recompute};
@@ -18,7 +18,7 @@ use crate::form::{Form, Quantization};
 use crate::head::Groups;
 use crate::layer::{Context, Layer, Pass};
 use crate::layout::GROUPS;
-use crate::linear::Dropout;
+use crate::linear::{Dropout, Linear};
 use crate::load::{self, LoadError};
 use crate::spec::{DecoderSpec, RopeScaling};
 
@@ -59,6 +59,8 @@ pub struct Decoder {
     pub(crate) positions: usize,
     pub(crate) parameters: u64,
     pub(crate) form: Form,
+    /// The head for few rows, as the linears have theirs.
+    pub(crate) compact_head: OnceCell<Option<Compact>>,
     /// Buffers of training passes and of evaluations, kept from batch to batch.
     pub(crate) training: RefCell<Option<Activations>>,
     pub(crate) evaluation: RefCell<Option<Activations>>,
@@ -98,6 +100,13 @@ impl Decoder {
     pub fn linear_bytes(&self) -> usize {
         let products = self.layers.iter().flat_map(|layer| (0..GROUPS).map(|n| layer.linear(n)));
         products.map(|linear| linear.weight.bytes()).sum()
+    }
+
+    /// Bytes of the weights' forms for few rows, which the first answer makes.
+    pub fn compact_bytes(&self) -> usize {
+        let head = self.compact_head.get().and_then(Option::as_ref).map_or(0, Compact::bytes);
+        let products = self.layers.iter().flat_map(|layer| (0..GROUPS).map(|n| layer.linear(n)));
+        products.map(Linear::compact_bytes).sum::<usize>() + head
     }
 
     pub fn spec(&self) -> &DecoderSpec {
@@ -176,12 +185,23 @@ impl Decoder {
             layers,
             norm: self.norm.empty_like(),
             head,
+            compact_head: OnceCell::new(),
             rotary: rotary.collect(),
             positions: self.positions,
             parameters: self.parameters,
             form: self.form,
             training: RefCell::new(None),
             evaluation: RefCell::new(None),
+        }
+    }
+
+    /// Forgets the weights' forms for few rows, because the weights themselves have changed.
+    pub(crate) fn forget_compact(&mut self) {
+        self.compact_head = OnceCell::new();
+        for layer in &mut self.layers {
+            for linear in [&mut layer.qkv, &mut layer.o, &mut layer.gate_up, &mut layer.down] {
+                linear.forget_compact();
+            }
         }
     }
 
@@ -285,6 +305,11 @@ impl Decoder {
         }
     }
 
+    /// Whether the kernels' forms for the CPU apply.
+    pub(crate) fn computes_f32_on_cpu(&self) -> bool {
+        self.device == Device::Cpu && self.embedding.kind() == Kind::Float
+    }
+
     fn pass<'a>(
         &'a self,
         segments: &'a Segments,
@@ -299,6 +324,7 @@ impl Decoder {
             eps: self.spec.rms_norm_eps,
             adapter,
             dropout,
+            few: false,
         }
     }
 

@@ -1,6 +1,6 @@
 //! Generation: new tokens through the decoder over a cache of keys and values.
 
-use kernels::{AttentionShape, cached_attention};
+use kernels::{AttentionShape, CacheEnd, attend_caches};
 use tch::{Device, IndexOp, Tensor, no_grad};
 
 use crate::activations::Keep;
@@ -65,22 +65,21 @@ impl CacheEnds<'_> {
     ///
     /// Shapes: qkv `[N, Q + 2·KV]` after rotation; out `[N, Q]`.
     pub fn attend(&self, layer: usize, qkv: &Tensor, shape: AttentionShape, out: &Tensor) {
-        let mut row = 0;
-        for &(cache, rows) in &self.0 {
-            let n = rows as i64;
-            let (qkv, out) = (qkv.narrow(0, row, n), out.narrow(0, row, n));
-            let (keys, values) = (&cache.keys[layer], &cache.values[layer]);
-            let (start, q, kv) = (cache.len as i64, out.size()[1], keys.size()[1]);
-            keys.i(start..start + n).copy_(&qkv.narrow(1, q, kv));
-            values.i(start..start + n).copy_(&qkv.narrow(1, q + kv, kv));
-            cached_attention(&qkv.narrow(1, 0, q), keys, values, cache.len, shape, &out);
-            row += n;
-        }
+        let ends = self.0.iter().map(|&(cache, rows)| CacheEnd {
+            keys: &cache.keys[layer],
+            values: &cache.values[layer],
+            cached: cache.len,
+            rows,
+        });
+        attend_caches(qkv, &ends.collect::<Vec<_>>(), shape, out);
     }
 }
 
 /// Prompt tokens per pass: bounds the memory of a long prompt.
 const PREFILL: usize = 1024;
+
+/// Tokens of a pass up to which its products read compact weights; for more, libtorch's are faster.
+const FEW_ROWS: usize = 64;
 
 impl Decoder {
     /// Appends `ids` to the cache and answers the logits after the last of them: f32 `[V]`, on the CPU.
@@ -96,7 +95,7 @@ impl Decoder {
             for part in ids.chunks(PREFILL) {
                 last = decoder.extend_part(cache, part, adapter);
             }
-            decoder.head_logits(&decoder.final_norm(&last).0).view(-1).to_device(Device::Cpu)
+            decoder.head_logits_few(&decoder.final_norm(&last).0).view(-1).to_device(Device::Cpu)
         })
     }
 
@@ -119,7 +118,7 @@ impl Decoder {
         let logits = no_grad(|| {
             let ends = inputs.iter().map(|(cache, _)| (&**cache, 1)).collect();
             let hidden = decoder.append(ends, &ids, adapter);
-            decoder.head_logits(&decoder.final_norm(&hidden).0).to_device(Device::Cpu)
+            decoder.head_logits_few(&decoder.final_norm(&hidden).0).to_device(Device::Cpu)
         });
         for (cache, _) in inputs.iter_mut() {
             cache.len += 1;
@@ -160,9 +159,62 @@ impl Decoder {
             eps: self.spec.rms_norm_eps,
             adapter,
             dropout: None,
+            few: self.computes_f32_on_cpu() && ids.len() <= FEW_ROWS,
         };
         let buffers = self.buffers(&self.evaluation, ids.len(), adapter, Keep::Nothing);
         self.forward(ids, &buffers, &pass);
         buffers.hidden(self.layers.len()).shallow_clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use tch::Kind;
+
+    use super::*;
+    use crate::batch::Batch;
+    use crate::weight::Weight;
+
+    /// A tiny model whose weights are numbers of half the bytes, as those of most checkpoints are.
+    fn rounded(folder: &Path) -> Decoder {
+        let round = |t: &Tensor| t.to_kind(Kind::BFloat16).to_kind(Kind::Float);
+        let mut decoder = Decoder::load(&folder.join("model"), Device::Cpu).unwrap();
+        for layer in &mut decoder.layers {
+            for linear in [&mut layer.qkv, &mut layer.o, &mut layer.gate_up, &mut layer.down] {
+                let Weight::Dense(weight) = &linear.weight else { panic!("a dense model") };
+                linear.weight = Weight::Dense(round(weight));
+            }
+        }
+        decoder.head = round(&decoder.head);
+        decoder
+    }
+
+    /// The fixtures' weights are f32 in earnest, so that their products of few rows are not compact.
+    #[test]
+    fn compact_weights_give_the_logits_of_the_whole_pass() {
+        for name in ["llama-tied", "qwen2", "gemma2", "phi3", "dora"] {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
+            let decoder = rounded(&folder);
+            let adapter = Adapter::load(&decoder, &folder.join("adapter")).unwrap();
+            for adapter in [None, Some(&adapter)] {
+                let ids = [5, 3, 17, 8, 2, 40, 9, 11, 6];
+                let (positions, cu_seqlens) = ((0..9).collect(), vec![0, 9]);
+                let batch =
+                    Batch { input_ids: ids.to_vec(), positions, cu_seqlens, ..Batch::default() };
+                let whole = decoder.logits(&batch, adapter).unwrap();
+                let mut cache = KvCache::new(&decoder, 16);
+                for (rows, last) in [(0..4, 3), (4..5, 4), (5..9, 8)] {
+                    let logits = decoder.extend(&mut cache, &ids[rows], adapter);
+                    let error = (logits - whole.i(last)).abs().max() / whole.abs().max();
+                    assert!(error.double_value(&[]) < 2e-6, "{name}, row {last}");
+                }
+            }
+            let weights = decoder.linear_bytes() + decoder.head.numel() * 4;
+            let share = decoder.compact_bytes() as f64 / weights as f64;
+            // Half, and what fills the last panels.
+            assert!((0.5..0.7).contains(&share), "{name}: {share}");
+        }
     }
 }

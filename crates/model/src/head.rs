@@ -6,8 +6,8 @@
 use std::ops::Range;
 
 use kernels::{
-    Factors, TargetLog, TokenLoss, cross_entropy_, cross_entropy_loss, rms_norm, rms_norm_backward,
-    softcap_, softcap_backward_, target_logs,
+    Compact, Factors, TargetLog, TokenLoss, cross_entropy_, cross_entropy_loss, rms_norm,
+    rms_norm_backward, skinny, softcap_, softcap_backward_, target_logs,
 };
 use tch::{Kind, Tensor};
 
@@ -179,6 +179,20 @@ impl Decoder {
     /// 0.06 away from its value, and so would be the log-probabilities.
     pub(crate) fn head_logits(&self, x: &Tensor) -> Tensor {
         let logits = f32_product(x, &self.head.tr());
+        if let Some(cap) = self.spec.logit_softcap {
+            softcap_(&logits, cap);
+        }
+        logits
+    }
+
+    /// The same for the few rows whose next token is to be drawn.
+    pub(crate) fn head_logits_few(&self, x: &Tensor) -> Tensor {
+        let exact = || Compact::exact(&self.head);
+        let head = self.computes_f32_on_cpu().then(|| self.compact_head.get_or_init(exact));
+        let Some(Some(head)) = head else { return self.head_logits(x) };
+        let shape = [x.size()[0], self.spec.vocab_size as i64];
+        let logits = Tensor::empty(shape, (Kind::Float, self.device));
+        skinny(x, head, &logits, false);
         if let Some(cap) = self.spec.logit_softcap {
             softcap_(&logits, cap);
         }

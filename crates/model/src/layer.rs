@@ -54,9 +54,26 @@ pub(crate) struct Pass<'a> {
     pub adapter: Option<&'a Adapter>,
     /// Of this batch; each product of each layer derives its own.
     pub dropout: Option<Dropout>,
+    /// So few tokens that products take the time of reading the weights; without a backward pass.
+    pub few: bool,
 }
 
 impl<'a> Pass<'a> {
+    /// A product with its adapter, `y (+)= linear(x)`.
+    fn multiply(
+        &self,
+        (linear, group): (&Linear, Option<(&Group, Option<Dropout>)>),
+        x: &Tensor,
+        y: &Tensor,
+        s: &Tensor,
+        accumulate: bool,
+    ) {
+        let adapter = group.map(|(group, _)| group);
+        if !(self.few && linear.forward_few(x, adapter, y, s, accumulate)) {
+            linear.forward(x, group, y, s, accumulate);
+        }
+    }
+
     fn dropout(&self, layer: usize, product: usize) -> Option<Dropout> {
         // 8 seeds per product: one for each linear in it, with room.
         self.dropout.map(|dropout| Dropout {
@@ -128,7 +145,8 @@ impl Layer {
     ) {
         let (norm, rstd) = (&self.attention_norm, &kept.rstd_attention);
         let x = branch_input(input, norm, rstd, scratch, pass);
-        self.qkv.forward(x, pass.group(index, QKV), &kept.qkv, &kept.s[QKV], false);
+        let linear = (&self.qkv, pass.group(index, QKV));
+        pass.multiply(linear, x, &kept.qkv, &kept.s[QKV], false);
         self.norm_heads(kept, pass.eps);
         self.rotate(&kept.qkv, pass, false);
         match &pass.context {
@@ -144,8 +162,8 @@ impl Layer {
     /// The first half of the MLP: gate and up projections of the normalised `kept.middle`.
     fn widen(&self, index: usize, kept: &LayerActivations, scratch: &Scratch, pass: &Pass<'_>) {
         let x = branch_input(&kept.middle, &self.mlp_norm, &kept.rstd_mlp, scratch, pass);
-        let gate_up = pass.group(index, GATE_UP);
-        self.gate_up.forward(x, gate_up, &kept.gate_up, &kept.s[GATE_UP], false);
+        let linear = (&self.gate_up, pass.group(index, GATE_UP));
+        pass.multiply(linear, x, &kept.gate_up, &kept.s[GATE_UP], false);
     }
 
     /// Normalises queries and keys where they stand in `kept.qkv`.
@@ -221,15 +239,15 @@ impl Layer {
         scratch: &Scratch,
         pass: &Pass<'_>,
     ) {
-        let (linear, group) = (self.linear(product), pass.group(index, product));
+        let linear = (self.linear(product), pass.group(index, product));
         let s = &kept.s[product];
         match self.output_norm(product, kept) {
             None if self.residual_scale == 1.0 => {
-                return linear.forward(x, group, stream, s, true);
+                return pass.multiply(linear, x, stream, s, true);
             }
-            None => linear.forward(x, group, &scratch.x, s, false),
+            None => pass.multiply(linear, x, &scratch.x, s, false),
             Some((norm, branch, rstd)) => {
-                linear.forward(x, group, branch, s, false);
+                pass.multiply(linear, x, branch, s, false);
                 rms_norm(branch, norm, pass.eps, &scratch.x, rstd);
             }
         }

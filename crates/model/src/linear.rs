@@ -1,6 +1,8 @@
 //! One frozen product with an optional adapter: several linear layers that share their input, stacked.
 
-use kernels::{Term, Write};
+use std::cell::OnceCell;
+
+use kernels::{Compact, Term, Write, skinny};
 use tch::{Kind, Tensor};
 
 use crate::adapter::{Dora, Gradients, Group, a_view, b_view, magnitude_view};
@@ -12,6 +14,8 @@ use crate::weight::Weight;
 pub(crate) struct Linear {
     pub weight: Weight,
     pub bias: Option<Tensor>,
+    /// The weight for passes of few rows, made by the first of them; none where only f32 is exact.
+    compact: OnceCell<Option<Compact>>,
 }
 
 /// Dropout on an adapter's input: the mask is a function of the seed, so nothing is kept.
@@ -40,6 +44,58 @@ pub(crate) struct Saved<'a> {
 }
 
 impl Linear {
+    pub fn new(weight: Weight, bias: Option<Tensor>) -> Self {
+        Self { weight, bias, compact: OnceCell::new() }
+    }
+
+    /// [`forward`](Self::forward) for few rows, without dropout: every weight is read once, in the fewest bytes
+    /// that hold it. A row's result does not depend on the others. False when there is no such
+    /// form of the weight, and nothing is done then.
+    ///
+    /// Shapes: as there.
+    pub fn forward_few(
+        &self,
+        x: &Tensor,
+        adapter: Option<&Group>,
+        y: &Tensor,
+        s: &Tensor,
+        accumulate: bool,
+    ) -> bool {
+        let Some(weight) = self.compact.get_or_init(|| self.weight.compact()) else { return false };
+        let gain = adapter.and_then(|group| group.dora.as_ref()).map(|dora| &dora.gain);
+        // A gain applies to what is added alone.
+        let product = (gain.is_some() && accumulate).then(|| y.empty_like());
+        let target = product.as_ref().unwrap_or(y);
+        skinny(x, weight, target, accumulate && product.is_none());
+        if let Some(group) = adapter {
+            let s = s.narrow(1, 0, group.layout.rank);
+            let (a, b) = group.compact();
+            skinny(x, a, &s, false);
+            skinny(&s, b, target, true);
+        }
+        if let Some(gain) = gain {
+            let _ = target.shallow_clone().g_mul_(gain);
+        }
+        let mut y = y.shallow_clone();
+        if let Some(product) = &product {
+            let _ = y.g_add_(product);
+        }
+        if let Some(bias) = &self.bias {
+            let _ = y.g_add_(bias);
+        }
+        true
+    }
+
+    /// Forgets the form for few rows, because the weight has changed.
+    pub fn forget_compact(&mut self) {
+        self.compact = OnceCell::new();
+    }
+
+    /// Bytes of the weight's form for few rows, as far as it was made.
+    pub fn compact_bytes(&self) -> usize {
+        self.compact.get().and_then(Option::as_ref).map_or(0, Compact::bytes)
+    }
+
     /// `y (+)= x·Wᵀ + bias + s·(sB)ᵀ` with `s = x·Aᵀ`.
     ///
     /// Shapes: x `[T, in]`; y `[T, out]`, added to when `accumulate`; s `[T, R]`, written.

@@ -1,6 +1,6 @@
 //! Model folders into decoders.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::path::Path;
 
 use kernels::{Activation, AttentionShape, Rotary};
@@ -67,6 +67,7 @@ pub(crate) fn load(dir: &Path, device: Device, form: Form) -> Result<Decoder, Lo
         head,
         parameters: source.parameters,
         form,
+        compact_head: OnceCell::new(),
         training: RefCell::new(None),
         evaluation: RefCell::new(None),
     })
@@ -159,7 +160,7 @@ impl Source {
         } else {
             None
         };
-        Ok(Linear { weight, bias })
+        Ok(Linear::new(weight, bias))
     }
 
     fn layer(&mut self, spec: &DecoderSpec, index: usize) -> Result<Layer, LoadError> {

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use kernels::{Nf4, nf4_dequantise};
+use kernels::{Compact, Nf4, nf4_dequantise};
 use tch::{Device, Kind, Tensor};
 use weights::nf4;
 
@@ -64,6 +64,15 @@ impl Weight {
             start += rows;
         }
         dense
+    }
+
+    /// The smallest form that has exactly these weights, for products with few rows on the CPU; none where
+    /// only `f32` is exact.
+    pub fn compact(&self) -> Option<Compact> {
+        match self {
+            Self::Dense(weight) => Compact::exact(weight),
+            Self::Nf4(quantised) => Compact::nf4(&quantised.parts, quantised.in_width as usize),
+        }
     }
 
     /// Another handle of the same weight.

@@ -101,6 +101,7 @@ impl Full {
 
     /// Renews what is not a view: what the norms multiply by, and weights of another type.
     pub fn refresh(&mut self) {
+        self.decoder.forget_compact();
         let (decoder, own) = (&self.decoder, &self.parameters);
         if decoder.kind() != Kind::Float {
             self.narrow();
@@ -282,10 +283,7 @@ impl Decoder {
         let layer = |(layer, own): (&Layer, &LayerParameters)| {
             let linear = |product: usize| {
                 let (weight, bias) = &own.products[product];
-                Linear {
-                    weight: Weight::Dense(computed(weight)),
-                    bias: bias.as_ref().map(computed),
-                }
+                Linear::new(Weight::Dense(computed(weight)), bias.as_ref().map(computed))
             };
             Layer {
                 attention_norm: empty(&own.attention_norm),

@@ -1,6 +1,9 @@
 //! The LoRA family: low-rank updates of the decoder's linear layers, with rank-stabilised scale, ranks and
 //! alphas per module, and weight decomposition (DoRA).
 
+use std::cell::OnceCell;
+
+use kernels::Compact;
 use tch::{Kind, Tensor, no_grad};
 use weights::TensorFile;
 use weights::peft::{LoraConfig, Pattern};
@@ -160,9 +163,16 @@ pub(crate) struct Group {
     /// Scaled B matrices as diagonal blocks, `[out, R]`, zero elsewhere: a copy.
     pub b: Tensor,
     pub dora: Option<Dora>,
+    /// A and B for passes of few rows, made by the first of them after a change.
+    compact: OnceCell<(Compact, Compact)>,
 }
 
 impl Group {
+    /// A and B for products with few rows.
+    pub fn compact(&self) -> &(Compact, Compact) {
+        self.compact.get_or_init(|| (Compact::plain(&self.a), Compact::plain(&self.b)))
+    }
+
     /// One linear's scaled B, `[out, rank]`.
     pub fn b_block(&self, part: &PartLayout) -> Tensor {
         self.b.narrow(0, part.out_start, part.out_width).narrow(1, part.rank_start, part.rank)
@@ -232,6 +242,7 @@ impl Lora {
                 .dora
                 .then(|| Dora::new(decoder.layers[layer].linear(product).weight.share())),
             layout: layout.clone(),
+            compact: OnceCell::new(),
         };
         let groups = layout.layers.iter().enumerate().map(|(layer, products)| {
             std::array::from_fn(|product| {
@@ -245,6 +256,7 @@ impl Lora {
     /// Renews the scaled B blocks, A where it is a copy, and the gains.
     pub fn refresh(&mut self, values: &Tensor) {
         for group in self.groups.iter_mut().flatten().flatten() {
+            group.compact.take();
             if group.a.kind() != values.kind() {
                 group.a.copy_(&a_view(values, &group.layout));
             }
