@@ -174,6 +174,7 @@ mod tests {
     use tch::Kind;
 
     use super::*;
+    use crate::adapter::AdapterOptions;
     use crate::batch::Batch;
     use crate::weight::Weight;
 
@@ -215,6 +216,26 @@ mod tests {
             let share = decoder.compact_bytes() as f64 / weights as f64;
             // Half, and what fills the last panels.
             assert!((0.5..0.7).contains(&share), "{name}: {share}");
+        }
+    }
+
+    #[test]
+    fn a_whole_model_that_has_answered_answers_with_its_newer_weights() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/llama-tied/model");
+        let decoder = Decoder::load(&folder, Device::Cpu).unwrap();
+        let mut adapter = Adapter::init(&decoder, &AdapterOptions::Full, 1).unwrap();
+        let exact = |values: &Tensor| values.to_kind(Kind::BFloat16).to_kind(Kind::Float);
+        let (ids, positions) = (vec![5, 3, 17, 8], (0..4).collect());
+        let batch =
+            Batch { input_ids: ids.clone(), positions, cu_seqlens: vec![0, 4], ..Batch::default() };
+        let first = exact(adapter.values());
+        for values in [first.copy(), exact(&(first * 1.5))] {
+            adapter.set_values(&values);
+            let whole = decoder.logits(&batch, Some(&adapter)).unwrap();
+            let mut cache = KvCache::new(&decoder, 8);
+            let logits = decoder.extend(&mut cache, &ids, Some(&adapter));
+            let error = (logits - whole.i(3)).abs().max() / whole.abs().max();
+            assert!(error.double_value(&[]) < 2e-6);
         }
     }
 }
