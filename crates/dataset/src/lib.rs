@@ -37,7 +37,7 @@ pub use error::{LoadError, TemplateError};
 pub use format::{Expected, Format};
 pub use mask::Example;
 pub use order::{Cursor, Dataset};
-pub use pack::{Packed, PackedRows, pack, pack_rows};
+pub use pack::{Packed, PackedRows, Room, pack, pack_rows};
 pub use problem::{Problem, code};
 pub use row::Conversation;
 pub use stats::{LengthBucket, Stats};

@@ -25,12 +25,31 @@ pub struct Packed {
     pub target_ids: Vec<i64>,
 }
 
-/// Arranges examples into micro-batches of at most `micro_batch_tokens` tokens: longest first, each
+/// What fits into one micro-batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    pub tokens: usize,
+    /// Rows that each document takes in a pass beside its tokens.
+    pub per_document: usize,
+}
+
+impl From<usize> for Room {
+    fn from(tokens: usize) -> Self {
+        Self { tokens, per_document: 0 }
+    }
+}
+
+/// Arranges examples into micro-batches that have room for so many tokens: longest first, each
 /// into the fullest micro-batch that has room. A longer example stands alone. Examples without
 /// tokens are left out. The same input gives the same output.
-pub fn pack(examples: &[&Example], micro_batch_tokens: usize) -> Vec<Packed> {
-    let lens: Vec<usize> = examples.iter().map(|example| example.input_ids.len()).collect();
-    let bins = best_fit(&lens, micro_batch_tokens);
+pub fn pack(examples: &[&Example], room: impl Into<Room>) -> Vec<Packed> {
+    let room = room.into();
+    let len = |example: &&Example| match example.input_ids.len() {
+        0 => 0,
+        len => len + room.per_document,
+    };
+    let lens: Vec<usize> = examples.iter().map(len).collect();
+    let bins = best_fit(&lens, room.tokens);
     let fill = |bin: Vec<usize>| {
         let mut packed = Packed::empty();
         bin.into_iter().for_each(|index| packed.push(examples[index]));
@@ -52,13 +71,17 @@ pub struct PackedRows {
 
 /// As [`pack`] for rows whose sequences are compared with each other: a row is never divided. A row
 /// with a sequence that has no target has nothing to compare, and is left out.
-pub fn pack_rows(rows: &[&[Example]], micro_batch_tokens: usize) -> Vec<PackedRows> {
+pub fn pack_rows(rows: &[&[Example]], room: impl Into<Room>) -> Vec<PackedRows> {
+    let room = room.into();
     let size = |row: &&[Example]| {
         let whole = row.iter().all(|example| example.targets() > 0);
         let sizes = row.iter().map(|example| example.input_ids.len());
         // A beginning that is shared counts once.
-        let again = shared_tokens(row) * row.len().saturating_sub(1);
-        if whole { sizes.sum::<usize>() - again } else { 0 }
+        let shared = shared_tokens(row);
+        let again = shared * row.len().saturating_sub(1);
+        let beginnings = if shared > 0 { 1 } else { row.len() };
+        let extra = beginnings * room.per_document;
+        if whole { sizes.sum::<usize>() - again + extra } else { 0 }
     };
     let sizes: Vec<usize> = rows.iter().map(size).collect();
     let fill = |bin: Vec<usize>| {
@@ -74,7 +97,7 @@ pub fn pack_rows(rows: &[&[Example]], micro_batch_tokens: usize) -> Vec<PackedRo
         }
         PackedRows { rows: bin, ..out }
     };
-    best_fit(&sizes, micro_batch_tokens).into_iter().map(fill).collect()
+    best_fit(&sizes, room.tokens).into_iter().map(fill).collect()
 }
 
 /// Tokens that all sequences of a row begin with and that can be computed once for all of them: those before

@@ -163,6 +163,11 @@ impl ChatTokenizer {
         self.encode_marked(&text, marks)
     }
 
+    /// The ids of a text by itself, without anything of the template around it.
+    pub fn ids_of(&self, text: &str) -> Result<Vec<u32>, TemplateError> {
+        Ok(self.encode(text)?.ids)
+    }
+
     /// The ids that end an assistant's turn; the template's own end-of-turn token comes first.
     pub fn stop_ids(&self) -> &[u32] {
         &self.stop_ids

@@ -81,6 +81,8 @@ pub struct TrainingOptions {
     /// What is trained; without it, LoRA adapters.
     pub tuning: Option<Tuning>,
     pub lora: Option<LoraRequest>,
+    /// Of the tunings `prompt` and `prefix`.
+    pub virtual_tokens: Option<VirtualTokensRequest>,
     /// How the base model's linear layers are kept: `nf4` takes a seventh of the memory (QLoRA).
     pub quantization: Option<Quantization>,
     /// The numbers that the base model computes with.
@@ -185,6 +187,19 @@ pub enum Tuning {
     Lora,
     /// Every weight of a copy of the base model.
     Full,
+    /// Embeddings of virtual tokens before each text.
+    Prompt,
+    /// Keys and values of virtual tokens, in every layer, before each text.
+    Prefix,
+}
+
+/// The virtual tokens of the tunings `prompt` and `prefix`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct VirtualTokensRequest {
+    pub count: Option<u32>,
+    /// They start as this text's tokens, cut or repeated to the count; without it, as tokens that are drawn.
+    pub init_text: Option<String>,
 }
 
 impl Tuning {
@@ -193,7 +208,14 @@ impl Tuning {
         match self {
             Self::Lora => "lora",
             Self::Full => "full",
+            Self::Prompt => "prompt",
+            Self::Prefix => "prefix",
         }
+    }
+
+    /// Whether virtual tokens are trained.
+    pub fn has_virtual_tokens(self) -> bool {
+        matches!(self, Self::Prompt | Self::Prefix)
     }
 }
 
@@ -307,6 +329,10 @@ pub const FULL_RATE_DIVISOR: f64 = 10.0;
 pub fn auto_learning_rate(hidden_size: u64) -> f64 {
     (5e-4 * (2000.0 / hidden_size.max(1) as f64).powf(0.781)).min(5e-4)
 }
+
+/// The learning rate of a multiplier of 1 for virtual tokens: a hundred times what matrices take, because
+/// single rows move the model little.
+pub const VIRTUAL_TOKENS_LEARNING_RATE: f64 = 2e-2;
 
 #[cfg(test)]
 mod tests {

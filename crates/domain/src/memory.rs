@@ -95,6 +95,10 @@ pub enum Trained {
     Lora { rank: u64 },
     /// The same over linears in NF4 with double quantisation.
     Qlora { rank: u64 },
+    /// Embeddings of so many virtual tokens before each document.
+    Prompt { tokens: u64, quantised: bool },
+    /// Keys and values of so many virtual tokens in each layer.
+    Prefix { tokens: u64, quantised: bool },
     /// Every weight, of a copy.
     Full,
 }
@@ -127,17 +131,26 @@ pub struct Workload {
 }
 
 impl Workload {
-    /// What the engine does in a run: no micro-batch is smaller than the `longest` row.
+    /// What the engine does in a run: no micro-batch is smaller than the `longest` row, the virtual tokens of
+    /// its documents included.
     pub fn of(h: &ResolvedHyperparameters, longest: u64, has_validation: bool) -> Self {
         let ranks = h.lora.rank_pattern.values().chain([&h.lora.rank]);
         let rank = u64::from(*ranks.max().unwrap_or(&h.lora.rank));
+        let (quantised, virtual_tokens) =
+            (h.quantization == Quantization::Nf4, u64::from(h.virtual_positions()));
         let tokens = u64::from(h.micro_batch_tokens).max(longest);
         let has_reference = h.preference.as_deref().is_some_and(|p| p.loss_type.has_reference());
         Self {
-            trained: match (h.tuning, h.quantization) {
+            trained: match (h.tuning, quantised) {
                 (Tuning::Full, _) => Trained::Full,
-                (Tuning::Lora, Quantization::None) => Trained::Lora { rank },
-                (Tuning::Lora, Quantization::Nf4) => Trained::Qlora { rank },
+                (Tuning::Lora, false) => Trained::Lora { rank },
+                (Tuning::Lora, true) => Trained::Qlora { rank },
+                (Tuning::Prompt, quantised) => {
+                    Trained::Prompt { tokens: virtual_tokens, quantised }
+                }
+                (Tuning::Prefix, quantised) => {
+                    Trained::Prefix { tokens: virtual_tokens, quantised }
+                }
             },
             optimizer: h.optimizer,
             precision: h.precision.into(),
@@ -309,7 +322,7 @@ pub fn estimate(shape: &ModelShape, workload: &Workload) -> Estimate {
     Estimate {
         weights: weights(shape, workload),
         trainable: trainable(shape, workload),
-        activations: tokens * kept_per_token(shape, workload),
+        activations: tokens * kept_per_token(shape, workload) + kept_of_prefix(shape, workload),
         workspace: workspace(shape, workload, tokens),
         runtime: RUNTIME,
     }
@@ -338,16 +351,24 @@ impl Trained {
     fn rank(self) -> u64 {
         match self {
             Self::Lora { rank } | Self::Qlora { rank } => rank,
-            Self::Full => 0,
+            Self::Prompt { .. } | Self::Prefix { .. } | Self::Full => 0,
+        }
+    }
+
+    fn is_quantised(self) -> bool {
+        match self {
+            Self::Qlora { .. } => true,
+            Self::Prompt { quantised, .. } | Self::Prefix { quantised, .. } => quantised,
+            Self::Lora { .. } | Self::Full => false,
         }
     }
 }
 
 fn weights(shape: &ModelShape, workload: &Workload) -> u64 {
     let bytes = workload.precision.bytes();
-    match workload.trained {
-        Trained::Lora { .. } | Trained::Full => shape.parameters() * bytes,
-        Trained::Qlora { .. } => {
+    match workload.trained.is_quantised() {
+        false => shape.parameters() * bytes,
+        true => {
             let linears = shape.num_hidden_layers * shape.layer_linears();
             // Half a byte per number, one for each block of 64, and four for each 256 blocks.
             let quantised = linears / 2 + linears / 64 + linears * 4 / (64 * 256);
@@ -376,12 +397,28 @@ fn trainable(shape: &ModelShape, workload: &Workload) -> u64 {
             };
             shape.adapter_parameters(rank) * (4 + 4 + moments + 4) + copies
         }
+        Trained::Prompt { tokens, .. } => tokens * shape.hidden_size * (4 + 4 + moments + 4),
+        Trained::Prefix { tokens, .. } => {
+            let keys_and_values = 2 * shape.num_hidden_layers * shape.keys();
+            tokens * keys_and_values * (4 + 4 + moments + 4)
+        }
         Trained::Full => {
             // The base model stays beside them; in bf16 they are rounded for each pass.
             let rounded = if workload.precision == Precision::Bf16 { 2 } else { 0 };
             shape.parameters() * (4 + 4 + moments + rounded)
         }
     }
+}
+
+/// A prefix stands behind the tokens of every layer that keeps its own, and once more for the gradient.
+fn kept_of_prefix(shape: &ModelShape, workload: &Workload) -> u64 {
+    let Trained::Prefix { tokens, .. } = workload.trained else { return 0 };
+    let row = (shape.queries() + 2 * shape.keys()) * workload.precision.bytes();
+    let layers = match workload.gradient_checkpointing {
+        GradientCheckpointing::Full => 1,
+        _ => shape.num_hidden_layers,
+    };
+    (layers + 1) * tokens * row
 }
 
 /// Bytes per token that wait for the backward pass.
@@ -530,6 +567,16 @@ mod tests {
         let smallest = needs(&with(100, Full));
         assert_eq!(fit(&LLAMA_8B, &lora, 100, smallest).unwrap().tokens, 100);
         assert_eq!(fit(&LLAMA_8B, &lora, 100, smallest - 1), Option::None);
+    }
+
+    #[test]
+    fn virtual_tokens_take_less_than_matrices() {
+        let peak = |trained| estimate(&LLAMA_8B, &workload(trained)).peak();
+        let (tokens, quantised) = (20, false);
+        let prompt = peak(Trained::Prompt { tokens, quantised });
+        let prefix = peak(Trained::Prefix { tokens, quantised });
+        assert!(peak(Trained::Prompt { tokens, quantised: true }) < prompt && prompt < prefix);
+        assert!(prefix < peak(Trained::Lora { rank: 16 }));
     }
 
     #[test]

@@ -47,11 +47,35 @@ pub struct ResolvedHyperparameters {
     /// What is trained.
     #[serde(default, skip_serializing_if = "is_default")]
     pub tuning: Tuning,
+    /// Of the tuning `lora`; what it says means nothing for the others.
     pub lora: LoraConfig,
+    /// Of the tunings `prompt` and `prefix`, and only there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub virtual_tokens: Option<VirtualTokens>,
     /// The loss of the method `dpo`, and only there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preference: Option<Box<Preference>>,
     pub seed: u64,
+}
+
+impl ResolvedHyperparameters {
+    /// Positions of the context that virtual tokens take.
+    pub fn virtual_positions(&self) -> u32 {
+        self.virtual_tokens.as_ref().map_or(0, |tokens| tokens.count)
+    }
+
+    /// Rows that each document takes in a pass beside its tokens.
+    pub fn rows_per_document(&self) -> u32 {
+        if self.tuning == Tuning::Prompt { self.virtual_positions() } else { 0 }
+    }
+}
+
+/// The virtual tokens to train.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct VirtualTokens {
+    pub count: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init_text: Option<String>,
 }
 
 /// The adapter to train.

@@ -36,6 +36,8 @@ pub(crate) struct LayerActivations {
     pub rstd_mlp: Tensor,
     /// After rotation, `[T, Q + 2·KV]`.
     pub qkv: Tensor,
+    /// The same, and behind it the rows of an adapter's own keys and values, `[T + P, Q + 2·KV]`.
+    pub seen: Tensor,
     /// `[T, Q]`
     pub attention: Tensor,
     /// `[T, heads]`, f32.
@@ -60,6 +62,8 @@ pub(crate) struct LayerActivations {
 #[derive(Debug)]
 pub(crate) struct Activations {
     capacity: i64,
+    /// Rows of keys and values behind those of the tokens.
+    extra: i64,
     ranks: [i64; GROUPS],
     keep: Keep,
     /// The residual stream before each layer and after the last, `[T, D]`: one buffer per layer when the
@@ -87,6 +91,8 @@ pub(crate) struct Scratch {
     pub d_attention: Tensor,
     /// `[T, Q + 2·KV]`
     pub d_qkv: Tensor,
+    /// The same, and behind it the gradient of an adapter's own keys and values, `[T + P, Q + 2·KV]`.
+    pub d_seen: Tensor,
     /// Gradient of normalised queries and keys, `[T, Q + KV]`.
     pub d_qk: Tensor,
     /// `[T, R]` of each product.
@@ -101,18 +107,20 @@ impl Activations {
     /// that passes with and without one may take turns.
     pub fn fits(&self, tokens: usize, adapter: Option<&Adapter>, keep: Keep) -> bool {
         let wide_enough = adapter.is_none() || self.ranks == ranks(adapter);
-        self.capacity >= tokens as i64 && wide_enough && self.keep == keep
+        let long_enough = self.capacity >= tokens as i64 && self.extra >= extra_rows(adapter);
+        long_enough && wide_enough && self.keep == keep
     }
 
     pub fn new(decoder: &Decoder, tokens: usize, adapter: Option<&Adapter>, keep: Keep) -> Self {
         let (spec, device) = (&decoder.spec, decoder.device);
         let capacity = (tokens as i64 + GRAIN - 1) / GRAIN * GRAIN;
-        let ranks = ranks(adapter);
+        let (ranks, extra) = (ranks(adapter), extra_rows(adapter));
         let [d, q, kv, f] =
             [spec.hidden_size, spec.query_width(), spec.kv_width(), spec.intermediate_size]
                 .map(|width| width as i64);
         let (kind, statistic) = (decoder.kind(), (Kind::Float, device));
         let matrix = |width: i64| rows(capacity, width, (kind, device));
+        let longer = |width: i64| rows(capacity + extra, width, (kind, device));
         let statistics = |width: i64| Tensor::empty([capacity, width], statistic);
         let vector = || Tensor::empty([capacity], statistic);
         // Nothing is kept for norms that the family does not have.
@@ -124,7 +132,8 @@ impl Activations {
         let first = LayerActivations {
             rstd_attention: vector(),
             rstd_mlp: vector(),
-            qkv: matrix(q + 2 * kv),
+            qkv: Tensor::new(),
+            seen: longer(q + 2 * kv),
             attention: matrix(q),
             log_sums: statistics(spec.num_attention_heads as i64),
             middle: matrix(d),
@@ -143,9 +152,11 @@ impl Activations {
         };
         // Empty tensors of the same shape are new buffers; shallow clones are the first layer's.
         let rest = (1..layers).map(|_| first.follow(recompute)).collect::<Vec<_>>();
-        let backward = |width: i64| matrix(if keep == Keep::Nothing { 0 } else { width });
-        Self {
+        let width = |width: i64| if keep == Keep::Nothing { 0 } else { width };
+        let backward = |columns: i64| matrix(width(columns));
+        let buffers = Self {
             capacity,
+            extra,
             ranks,
             keep,
             hidden: (0..layers + 1).map(|_| matrix(d)).collect(),
@@ -157,22 +168,27 @@ impl Activations {
                 dh: backward(d),
                 dx: backward(d),
                 d_attention: backward(q),
-                d_qkv: backward(q + 2 * kv),
+                d_qkv: Tensor::new(),
+                d_seen: longer(width(q + 2 * kv)),
                 d_qk: backward(qk),
                 ds: ranks.map(backward),
             },
-        }
+        };
+        buffers.cut(capacity as usize, extra as usize)
     }
 
-    /// Views of the first `tokens` rows of everything.
-    pub fn cut(&self, tokens: usize) -> Self {
-        let cut = |t: &Tensor| t.narrow(0, 0, tokens as i64);
+    /// Views of the first `tokens` rows of everything, with so many rows of keys and values behind them.
+    pub fn cut(&self, tokens: usize, extra: usize) -> Self {
+        let (tokens, extra) = (tokens as i64, extra as i64);
+        let cut = |t: &Tensor| t.narrow(0, 0, tokens);
+        let longer = |t: &Tensor| t.narrow(0, 0, tokens + extra);
         Self {
-            capacity: tokens as i64,
+            capacity: tokens,
+            extra,
             ranks: self.ranks,
             keep: self.keep,
             hidden: self.hidden.iter().map(cut).collect(),
-            layers: self.layers.iter().map(|layer| layer.cut(cut)).collect(),
+            layers: self.layers.iter().map(|layer| layer.cut(cut, longer)).collect(),
             scratch: Scratch {
                 x: cut(&self.scratch.x),
                 act: cut(&self.scratch.act),
@@ -180,7 +196,8 @@ impl Activations {
                 dh: cut(&self.scratch.dh),
                 dx: cut(&self.scratch.dx),
                 d_attention: cut(&self.scratch.d_attention),
-                d_qkv: cut(&self.scratch.d_qkv),
+                d_qkv: cut(&self.scratch.d_seen),
+                d_seen: longer(&self.scratch.d_seen),
                 d_qk: cut(&self.scratch.d_qk),
                 ds: self.scratch.ds.each_ref().map(cut),
             },
@@ -209,7 +226,8 @@ impl LayerActivations {
         Self {
             rstd_attention: attention(&self.rstd_attention),
             rstd_mlp: mlp(&self.rstd_mlp),
-            qkv: attention(&self.qkv),
+            qkv: Tensor::new(),
+            seen: attention(&self.seen),
             attention: attention(&self.attention),
             log_sums: attention(&self.log_sums),
             middle: attention(&self.middle),
@@ -224,11 +242,12 @@ impl LayerActivations {
         }
     }
 
-    fn cut(&self, cut: impl Fn(&Tensor) -> Tensor) -> Self {
+    fn cut(&self, cut: impl Fn(&Tensor) -> Tensor, longer: impl Fn(&Tensor) -> Tensor) -> Self {
         Self {
             rstd_attention: cut(&self.rstd_attention),
             rstd_mlp: cut(&self.rstd_mlp),
-            qkv: cut(&self.qkv),
+            qkv: cut(&self.seen),
+            seen: longer(&self.seen),
             attention: cut(&self.attention),
             log_sums: cut(&self.log_sums),
             middle: cut(&self.middle),
@@ -254,6 +273,12 @@ fn rows(count: i64, width: i64, options: (Kind, Device)) -> Tensor {
 /// A new buffer of the same shape and strides.
 fn alike(buffer: &Tensor) -> Tensor {
     Tensor::empty_strided(buffer.size(), buffer.stride(), (buffer.kind(), buffer.device()))
+}
+
+/// Rows of an adapter's own keys and values.
+fn extra_rows(adapter: Option<&Adapter>) -> i64 {
+    adapter
+        .map_or(0, |adapter| if adapter.has_prompt() { 0 } else { adapter.virtual_tokens() as i64 })
 }
 
 /// Widths of the four borders: the widest of all layers; a product takes its part of them.

@@ -12,7 +12,8 @@ use kernels::{Compact, Rotary, Segments, TargetLog};
 use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::activations::{Activations, Keep, Recompute};
-use crate::adapter::{Adapter, Gradients};
+use crate::adapter::{Adapter, Gradients, row_index};
+use crate::arrangement::Arrangement;
 use crate::batch::{Batch, BatchError, LossSum};
 use crate::form::{Form, Quantization};
 use crate::head::Groups;
@@ -139,8 +140,8 @@ impl Decoder {
         options: PassOptions,
     ) -> Result<LossSum, BatchError> {
         let decoder = self.under(Some(adapter));
-        decoder.training_pass(batch, adapter, gradients, options, |hidden, dh, gradients| {
-            decoder.head_backward(batch, hidden, options.scale, dh, gradients)
+        decoder.training_pass(batch, adapter, gradients, options, |batch, hidden, head| {
+            decoder.head_backward(batch, hidden, options.scale, head)
         })
     }
 
@@ -159,8 +160,8 @@ impl Decoder {
         groups: Groups<'_>,
     ) -> Result<(), BatchError> {
         let decoder = self.under(Some(adapter));
-        decoder.training_pass(batch, adapter, gradients, options, |hidden, dh, gradients| {
-            decoder.head_backward_with(batch, hidden, options.scale, groups, (dh, gradients));
+        decoder.training_pass(batch, adapter, gradients, options, |batch, hidden, head| {
+            decoder.head_backward_with(batch, hidden, options.scale, groups, head);
         })
     }
 
@@ -212,19 +213,22 @@ impl Decoder {
         adapter: &Adapter,
         gradients: &mut Gradients,
         options: PassOptions,
-        head: impl FnOnce(&Tensor, &Tensor, &Gradients) -> R,
+        head: impl FnOnce(&Batch, &Tensor, (&Tensor, &Gradients)) -> R,
     ) -> Result<R, BatchError> {
-        batch.check(self.spec.vocab_size, self.positions)?;
+        let arrangement = self.arrange(batch, Some(adapter))?;
+        let batch = &*arrangement.batch;
         let rate = adapter.dropout();
         let dropout = (rate > 0.0).then_some(Dropout { rate, seed: options.dropout_seed });
-        let (segments, rotary_rows) = (batch.segments(), self.rotary_rows(batch));
-        let pass = self.pass(&segments, &rotary_rows, Some(adapter), dropout);
+        let (segments, rotary_rows) = (arrangement.segments(), self.rotary_rows(batch));
+        let pass =
+            Pass { dropout, ..self.pass(&arrangement, &segments, &rotary_rows, Some(adapter)) };
         let keep = Keep::ForBackward(options.recompute);
-        let buffers = self.buffers(&self.training, batch.tokens(), Some(adapter), keep);
+        let extra = arrangement.prefix_rows;
+        let buffers = self.buffers(&self.training, (batch.tokens(), extra), Some(adapter), keep);
         no_grad(|| {
             self.forward(&batch.input_ids, &buffers, &pass);
             let dh = &buffers.scratch.dh;
-            let loss = head(buffers.hidden(self.layers.len()), dh, gradients);
+            let loss = head(batch, buffers.hidden(self.layers.len()), (dh, gradients));
             for (index, layer) in self.layers.iter().enumerate().rev() {
                 let (input, kept) = (buffers.hidden(index), buffers.layer(index));
                 // The last layer's are still there.
@@ -237,6 +241,10 @@ impl Decoder {
             if let Some(whole) = gradients.whole() {
                 let ids = Tensor::from_slice(&batch.input_ids).to_device(self.device);
                 whole.add_embedding(&ids, dh, self.spec.embedding_scale);
+            }
+            if !arrangement.prompt_rows.is_empty() {
+                let rows = row_index(&arrangement.prompt_rows, self.device);
+                adapter.add_prompt_gradient(&dh.index_select(0, &rows), gradients);
             }
             Ok(loss)
         })
@@ -252,8 +260,8 @@ impl Decoder {
         adapter: Option<&Adapter>,
     ) -> Result<LossSum, BatchError> {
         let decoder = self.under(adapter);
-        let hidden = decoder.hidden_states(batch, adapter)?;
-        no_grad(|| Ok(decoder.head_loss(batch, &hidden)))
+        let (hidden, arrangement) = decoder.hidden_states(batch, adapter)?;
+        no_grad(|| Ok(decoder.head_loss(&arrangement.batch, &hidden)))
     }
 
     /// log p of every target of a batch, in their order, without dropout.
@@ -266,8 +274,8 @@ impl Decoder {
         adapter: Option<&Adapter>,
     ) -> Result<Vec<TargetLog>, BatchError> {
         let decoder = self.under(adapter);
-        let hidden = decoder.hidden_states(batch, adapter)?;
-        Ok(no_grad(|| decoder.head_logs(batch, &hidden)))
+        let (hidden, arrangement) = decoder.hidden_states(batch, adapter)?;
+        Ok(no_grad(|| decoder.head_logs(&arrangement.batch, &hidden)))
     }
 
     /// Logits of every row of a batch, `[T, V]`: for tests and analysis, not for training.
@@ -276,21 +284,39 @@ impl Decoder {
     /// As [`Decoder::forward_backward`].
     pub fn logits(&self, batch: &Batch, adapter: Option<&Adapter>) -> Result<Tensor, BatchError> {
         let decoder = self.under(adapter);
-        let hidden = decoder.hidden_states(batch, adapter)?;
+        let (hidden, arrangement) = decoder.hidden_states(batch, adapter)?;
+        let hidden = match arrangement.own_rows() {
+            Some(rows) => hidden.index_select(0, &row_index(&rows, self.device)),
+            None => hidden,
+        };
         Ok(no_grad(|| decoder.head_logits(&decoder.final_norm(&hidden).0)))
     }
 
-    fn hidden_states(
+    /// The last hidden states, of the batch as it was arranged.
+    fn hidden_states<'a>(
         &self,
-        batch: &Batch,
+        batch: &'a Batch,
         adapter: Option<&Adapter>,
-    ) -> Result<Tensor, BatchError> {
-        batch.check(self.spec.vocab_size, self.positions)?;
-        let buffers = self.buffers(&self.evaluation, batch.tokens(), adapter, Keep::Nothing);
-        let (segments, rotary_rows) = (batch.segments(), self.rotary_rows(batch));
-        let pass = self.pass(&segments, &rotary_rows, adapter, None);
+    ) -> Result<(Tensor, Arrangement<'a>), BatchError> {
+        let arrangement = self.arrange(batch, adapter)?;
+        let batch = &*arrangement.batch;
+        let rows = (batch.tokens(), arrangement.prefix_rows);
+        let buffers = self.buffers(&self.evaluation, rows, adapter, Keep::Nothing);
+        let (segments, rotary_rows) = (arrangement.segments(), self.rotary_rows(batch));
+        let pass = self.pass(&arrangement, &segments, &rotary_rows, adapter);
         no_grad(|| self.forward(&batch.input_ids, &buffers, &pass));
-        Ok(buffers.hidden(self.layers.len()).shallow_clone())
+        Ok((buffers.hidden(self.layers.len()).shallow_clone(), arrangement))
+    }
+
+    /// Checks a batch and puts it behind the adapter's virtual tokens.
+    fn arrange<'a>(
+        &self,
+        batch: &'a Batch,
+        adapter: Option<&Adapter>,
+    ) -> Result<Arrangement<'a>, BatchError> {
+        let taken = adapter.map_or(0, Adapter::virtual_tokens);
+        batch.check(self.spec.vocab_size, self.positions.saturating_sub(taken))?;
+        Ok(Arrangement::new(batch, adapter))
     }
 
     pub(crate) fn forward(&self, ids: &[i64], buffers: &Activations, pass: &Pass<'_>) {
@@ -298,6 +324,15 @@ impl Decoder {
         let _ = self.embedding.index_select_out(buffers.hidden(0), 0, &ids);
         if self.spec.embedding_scale != 1.0 {
             let _ = buffers.hidden(0).shallow_clone().g_mul_scalar_(self.spec.embedding_scale);
+        }
+        if !pass.prompt_rows.is_empty()
+            && let Some(prompt) = pass.adapter.and_then(|adapter| adapter.prompt(adapter.values()))
+        {
+            let copies = pass.prompt_rows.len() as i64 / prompt.size()[0];
+            let rows = row_index(pass.prompt_rows, self.device);
+            let mut stream = buffers.hidden(0).shallow_clone();
+            let copies = prompt.repeat([copies, 1]).to_kind(self.kind());
+            let _ = stream.index_copy_(0, &rows, &copies);
         }
         for (index, layer) in self.layers.iter().enumerate() {
             let (input, output) = (buffers.hidden(index), buffers.hidden(index + 1));
@@ -312,10 +347,10 @@ impl Decoder {
 
     fn pass<'a>(
         &'a self,
+        arrangement: &'a Arrangement<'_>,
         segments: &'a Segments,
         rotary_rows: &'a [i64],
         adapter: Option<&'a Adapter>,
-        dropout: Option<Dropout>,
     ) -> Pass<'a> {
         Pass {
             context: Context::Batch(segments),
@@ -323,7 +358,8 @@ impl Decoder {
             rotary: &self.rotary,
             eps: self.spec.rms_norm_eps,
             adapter,
-            dropout,
+            prompt_rows: &arrangement.prompt_rows,
+            dropout: None,
             few: false,
         }
     }
@@ -367,11 +403,12 @@ impl Decoder {
         Cow::Owned(rows.collect())
     }
 
-    /// Buffers cut to `tokens`, from `kept` when those are large enough.
+    /// Buffers cut to so many tokens, with so many rows of keys and values behind them; from `kept` when those
+    /// are large enough.
     pub(crate) fn buffers(
         &self,
         kept: &RefCell<Option<Activations>>,
-        tokens: usize,
+        (tokens, extra): (usize, usize),
         adapter: Option<&Adapter>,
         keep: Keep,
     ) -> Activations {
@@ -380,6 +417,6 @@ impl Decoder {
             // Freed before the larger ones are made: never both at once.
             *kept = None;
         }
-        kept.get_or_insert_with(|| Activations::new(self, tokens, adapter, keep)).cut(tokens)
+        kept.get_or_insert_with(|| Activations::new(self, tokens, adapter, keep)).cut(tokens, extra)
     }
 }

@@ -13,16 +13,29 @@ use crate::layer::{Context, Pass};
 pub struct KvCache {
     keys: Vec<Tensor>,
     values: Vec<Tensor>,
+    /// Rows in use, those before the text included.
     len: usize,
     capacity: usize,
+    /// Rows before the text: an adapter's virtual tokens.
+    before: usize,
     /// Rotates as in texts that are longer than the context that the model was first trained with.
     long: bool,
 }
 
 impl KvCache {
-    /// An empty cache with room for `capacity` tokens (at most the context length is used). Where rotation
-    /// depends on the length of the text, the room that was asked for at first decides.
-    pub fn new(decoder: &Decoder, capacity: usize) -> Self {
+    /// A cache without text, with room for `capacity` tokens (at most the context length is used); the virtual
+    /// tokens of the adapter, if it has any, are in it and not counted. Where rotation depends on the length of
+    /// the text, the room that was asked for at first decides.
+    pub fn new(decoder: &Decoder, capacity: usize, adapter: Option<&Adapter>) -> Self {
+        let before = adapter.map_or(0, Adapter::virtual_tokens);
+        let mut cache = Self::empty(decoder, before + capacity, before);
+        if let Some(adapter) = adapter.filter(|_| before > 0) {
+            no_grad(|| decoder.begin(&mut cache, adapter));
+        }
+        cache
+    }
+
+    fn empty(decoder: &Decoder, capacity: usize, before: usize) -> Self {
         let capacity = capacity.min(decoder.positions());
         let shape = [capacity as i64, decoder.spec.kv_width() as i64];
         let buffers = || {
@@ -31,22 +44,31 @@ impl KvCache {
                 .collect()
         };
         let long = decoder.is_long(capacity);
-        Self { keys: buffers(), values: buffers(), len: 0, capacity, long }
+        Self { keys: buffers(), values: buffers(), len: 0, capacity, before, long }
     }
 
-    /// Tokens in the cache.
+    /// Tokens of text in the cache.
     #[expect(clippy::len_without_is_empty, reason = "nobody asks")]
     pub fn len(&self) -> usize {
-        self.len
+        self.len - self.before
     }
 
+    /// Tokens of text that it has room for.
     pub fn capacity(&self) -> usize {
-        self.capacity
+        self.capacity - self.before
+    }
+
+    /// Keys and values of a layer, `[rows in use, 2·KV]`.
+    pub(crate) fn rows(&self, layer: usize) -> Tensor {
+        let rows =
+            [&self.keys[layer], &self.values[layer]].map(|t| t.narrow(0, 0, self.len as i64));
+        Tensor::cat(&rows, 1)
     }
 
     /// A copy with room for `capacity` tokens: to grow, or to go on from one prompt several times.
     pub fn with_capacity(&self, decoder: &Decoder, capacity: usize) -> Self {
-        let mut copy = Self::new(decoder, capacity.max(self.len));
+        let capacity = (self.before + capacity).max(self.len);
+        let mut copy = Self::empty(decoder, capacity, self.before);
         (copy.len, copy.long) = (self.len, self.long);
         let rows = self.len as i64;
         let pairs = copy.keys.iter().zip(&self.keys).chain(copy.values.iter().zip(&self.values));
@@ -117,7 +139,7 @@ impl Decoder {
         let decoder = self.under(adapter);
         let logits = no_grad(|| {
             let ends = inputs.iter().map(|(cache, _)| (&**cache, 1)).collect();
-            let hidden = decoder.append(ends, &ids, adapter);
+            let hidden = decoder.append(ends, &ids, adapter, &[]);
             decoder.head_logits_few(&decoder.final_norm(&hidden).0).to_device(Device::Cpu)
         });
         for (cache, _) in inputs.iter_mut() {
@@ -125,6 +147,27 @@ impl Decoder {
         }
         let row = |row| Vec::try_from(logits.i(row)).expect("logits are f32 rows");
         (0..ids.len() as i64).map(row).collect()
+    }
+
+    /// Puts an adapter's virtual tokens into an empty cache.
+    fn begin(&self, cache: &mut KvCache, adapter: &Adapter) {
+        let count = adapter.virtual_tokens();
+        assert!(count <= cache.capacity, "no room for the adapter's virtual tokens");
+        if adapter.has_prompt() {
+            let rows: Vec<i64> = (0..count as i64).collect();
+            // Any ids will do: the embeddings are overwritten.
+            let _ = self.append(vec![(&*cache, count)], &vec![0; count], Some(adapter), &rows);
+        } else {
+            for layer in 0..self.layers.len() {
+                let prefix = adapter.prefix(adapter.values(), layer);
+                let Some(prefix) = prefix else { continue };
+                let parts = prefix.chunk(2, 1);
+                for (cached, part) in [&cache.keys, &cache.values].into_iter().zip(&parts) {
+                    cached[layer].narrow(0, 0, count as i64).copy_(part);
+                }
+            }
+        }
+        cache.len = count;
     }
 
     fn check_append(&self, cache: &KvCache, ids: &[i64]) {
@@ -135,7 +178,7 @@ impl Decoder {
 
     /// Hidden state of the last of `ids`, `[1, D]`.
     fn extend_part(&self, cache: &mut KvCache, ids: &[i64], adapter: Option<&Adapter>) -> Tensor {
-        let hidden = self.append(vec![(&*cache, ids.len())], ids, adapter);
+        let hidden = self.append(vec![(&*cache, ids.len())], ids, adapter, &[]);
         cache.len += ids.len();
         hidden.i(ids.len() as i64 - 1..)
     }
@@ -146,6 +189,7 @@ impl Decoder {
         ends: Vec<(&KvCache, usize)>,
         ids: &[i64],
         adapter: Option<&Adapter>,
+        prompt_rows: &[i64],
     ) -> Tensor {
         let rows = |(cache, rows): &(&KvCache, usize)| {
             let (start, long) = (cache.len as i64, cache.long);
@@ -158,10 +202,11 @@ impl Decoder {
             rotary: &self.rotary,
             eps: self.spec.rms_norm_eps,
             adapter,
+            prompt_rows,
             dropout: None,
             few: self.computes_f32_on_cpu() && ids.len() <= FEW_ROWS,
         };
-        let buffers = self.buffers(&self.evaluation, ids.len(), adapter, Keep::Nothing);
+        let buffers = self.buffers(&self.evaluation, (ids.len(), 0), adapter, Keep::Nothing);
         self.forward(ids, &buffers, &pass);
         buffers.hidden(self.layers.len()).shallow_clone()
     }
@@ -205,7 +250,7 @@ mod tests {
                 let batch =
                     Batch { input_ids: ids.to_vec(), positions, cu_seqlens, ..Batch::default() };
                 let whole = decoder.logits(&batch, adapter).unwrap();
-                let mut cache = KvCache::new(&decoder, 16);
+                let mut cache = KvCache::new(&decoder, 16, adapter);
                 for (rows, last) in [(0..4, 3), (4..5, 4), (5..9, 8)] {
                     let logits = decoder.extend(&mut cache, &ids[rows], adapter);
                     let error = (logits - whole.i(last)).abs().max() / whole.abs().max();
@@ -232,7 +277,7 @@ mod tests {
         for values in [first.copy(), exact(&(first * 1.5))] {
             adapter.set_values(&values);
             let whole = decoder.logits(&batch, Some(&adapter)).unwrap();
-            let mut cache = KvCache::new(&decoder, 8);
+            let mut cache = KvCache::new(&decoder, 8, Some(&adapter));
             let logits = decoder.extend(&mut cache, &ids, Some(&adapter));
             let error = (logits - whole.i(3)).abs().max() / whole.abs().max();
             assert!(error.double_value(&[]) < 2e-6);

@@ -54,8 +54,7 @@ impl Decoder {
         batch: &Batch,
         hidden: &Tensor,
         scale: f64,
-        dh: &Tensor,
-        gradients: &Gradients,
+        (dh, gradients): (&Tensor, &Gradients),
     ) -> LossSum {
         let mut sum = TokenLoss::default();
         self.through_norm(batch, hidden, (dh, gradients), |x, dx| {

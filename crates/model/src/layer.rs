@@ -52,6 +52,8 @@ pub(crate) struct Pass<'a> {
     pub rotary: &'a [Rotary],
     pub eps: f64,
     pub adapter: Option<&'a Adapter>,
+    /// Rows of the adapter's embeddings; see `Arrangement`.
+    pub prompt_rows: &'a [i64],
     /// Of this batch; each product of each layer derives its own.
     pub dropout: Option<Dropout>,
     /// So few tokens that products take the time of reading the weights; without a backward pass.
@@ -151,12 +153,28 @@ impl Layer {
         self.rotate(&kept.qkv, pass, false);
         match &pass.context {
             Context::Batch(segments) => {
-                attention(&kept.qkv, segments, self.shape, &kept.attention, &kept.log_sums);
+                self.put_prefix(index, kept, pass);
+                attention(&kept.seen, segments, self.shape, &kept.attention, &kept.log_sums);
             }
             Context::Caches(ends) => ends.attend(index, &kept.qkv, self.shape, &kept.attention),
         }
         kept.middle.shallow_clone().copy_(input);
         self.add_branch(index, O, &kept.attention, &kept.middle, kept, scratch, pass);
+    }
+
+    /// Writes the adapter's own keys and values behind those of the tokens.
+    fn put_prefix(&self, index: usize, kept: &LayerActivations, pass: &Pass<'_>) {
+        let prefix = pass.adapter.and_then(|adapter| adapter.prefix(adapter.values(), index));
+        if let Some(prefix) = prefix {
+            self.behind_tokens(&kept.seen, &prefix).copy_(&prefix);
+        }
+    }
+
+    /// The keys and values in the last rows of a buffer, as many as the prefix has.
+    fn behind_tokens(&self, buffer: &Tensor, prefix: &Tensor) -> Tensor {
+        let (rows, width) = (prefix.size()[0], prefix.size()[1]);
+        let (all, columns) = (buffer.size()[0], buffer.size()[1]);
+        buffer.narrow(0, all - rows, rows).narrow(1, columns - width, width)
     }
 
     /// The first half of the MLP: gate and up projections of the normalised `kept.middle`.
@@ -289,7 +307,8 @@ impl Layer {
     }
 
     /// Takes the gradient of the output in `scratch.dh` and leaves that of the input there; adds the
-    /// adapter's gradients. Where the first layer's input is frozen, its last products are left out.
+    /// adapter's gradients. The first layer's input is frozen unless embeddings are trained; where it is, its
+    /// last products are left out.
     pub fn backward(
         &self,
         index: usize,
@@ -329,22 +348,30 @@ impl Layer {
         product(O, dy, &kept.attention, Some(&scratch.d_attention));
         attention_backward(
             &scratch.d_attention,
-            &kept.qkv,
+            &kept.seen,
             &kept.attention,
             &kept.log_sums,
             segments,
             self.shape,
-            &scratch.d_qkv,
+            &scratch.d_seen,
         );
         self.rotate(&scratch.d_qkv, pass, true);
         self.norm_heads_backward(kept, scratch, own);
         let (norm, rstd) = (&self.attention_norm, &kept.rstd_attention);
         let x = branch_input(input, norm, rstd, scratch, pass);
-        let dx = (index > 0 || own.is_some()).then_some(&scratch.dx);
+        let has_prompt = pass.adapter.is_some_and(Adapter::has_prompt);
+        let dx = (index > 0 || own.is_some() || has_prompt).then_some(&scratch.dx);
         product(QKV, &scratch.d_qkv, x, dx);
         if dx.is_some() {
             let weight = own.and_then(|own| own.attention_norm.as_ref());
             input_gradient(input, norm, rstd, scratch, weight);
+        }
+        // Still there: what came since has changed the tokens' rows alone.
+        if let Some((adapter, prefix)) =
+            pass.adapter.and_then(|a| Some((a, a.prefix(a.values(), index)?)))
+        {
+            let d_prefix = self.behind_tokens(&scratch.d_seen, &prefix);
+            adapter.add_prefix_gradient(index, &d_prefix, gradients);
         }
     }
 }

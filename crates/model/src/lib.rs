@@ -9,6 +9,7 @@
 
 mod activations;
 mod adapter;
+mod arrangement;
 mod batch;
 mod decoder;
 mod form;
@@ -25,7 +26,9 @@ mod sampler;
 mod weight;
 
 pub use activations::Recompute;
-pub use adapter::{Adapter, AdapterError, AdapterOptions, Extent, Gradients, LoraOptions};
+pub use adapter::{
+    Adapter, AdapterError, AdapterOptions, Extent, Gradients, LoraOptions, VirtualTokens,
+};
 pub use batch::{Batch, BatchError, LossSum};
 pub use decoder::{Decoder, PassOptions};
 pub use form::{Form, Precision, Quantization};

@@ -46,7 +46,11 @@ pub fn target_logs(
 /// Logits of every row, `[T, V]`, document by document; what documents share is computed for each of them.
 pub fn logits(decoder: &Decoder, batch: &Batch, adapter: Option<(&Adapter, &Tensor)>) -> Tensor {
     let ids = Tensor::from_slice(&batch.input_ids).to_device(decoder.device);
-    let rotary_rows = decoder.rotary_rows(batch);
+    // Texts begin behind the adapter's virtual tokens.
+    let count = adapter.map_or(0, |(adapter, _)| adapter.virtual_tokens() as i64);
+    let positions = batch.positions.iter().map(|position| position + count).collect();
+    let shifted = Batch { positions, ..batch.clone() };
+    let rotary_rows = decoder.rotary_rows(&shifted);
     let documents: Vec<Tensor> = batch
         .segments()
         .iter()
@@ -57,8 +61,8 @@ pub fn logits(decoder: &Decoder, batch: &Batch, adapter: Option<(&Adapter, &Tens
             let rotary_rows: Vec<i64> =
                 ranges().flat_map(|rows| &rotary_rows[rows.clone()]).copied().collect();
             let own = segment.rows.len() as i64;
-            let logits = document(decoder, &ids, &rotary_rows, adapter);
-            logits.narrow(0, ids.size()[0] - own, own)
+            let logits = document(decoder, &ids, rotary_rows, adapter);
+            logits.narrow(0, logits.size()[0] - own, own)
         })
         .collect();
     Tensor::cat(&documents, 0)
@@ -67,17 +71,24 @@ pub fn logits(decoder: &Decoder, batch: &Batch, adapter: Option<(&Adapter, &Tens
 fn document(
     decoder: &Decoder,
     ids: &Tensor,
-    rotary_rows: &[i64],
+    mut rotary_rows: Vec<i64>,
     adapter: Option<(&Adapter, &Tensor)>,
 ) -> Tensor {
     let (spec, eps) = (&decoder.spec, decoder.spec.rms_norm_eps);
     let embedded = decoder.embedding.index_select(0, ids).to_kind(Kind::Float);
     let mut x = embedded * spec.embedding_scale;
+    if let Some(prompt) = adapter.and_then(|(adapter, flat)| adapter.prompt(flat)) {
+        let count = prompt.size()[0];
+        let long = rotary_rows.last().is_some_and(|&row| row >= decoder.positions as i64);
+        rotary_rows.splice(0..0, (0..count).map(|position| decoder.rotary_row(position, long)));
+        x = Tensor::cat(&[prompt, x], 0);
+    }
     for (number, layer) in decoder.layers.iter().enumerate() {
         let apply =
             |which: usize, x: &Tensor| linear_with_adapter(layer, x, number, which, adapter);
         let qkv = apply(QKV, &norm(&x, layer.attention_norm.as_ref(), eps));
-        let mixed = attention(decoder, layer, &qkv, rotary_rows);
+        let prefix = adapter.and_then(|(adapter, flat)| adapter.prefix(flat, number));
+        let mixed = attention(decoder, layer, &qkv, &rotary_rows, prefix);
         let branch = norm(&apply(O, &mixed), layer.attention_out_norm.as_ref(), eps);
         // A new tensor, not in place: autograd still needs the old one.
         x = &x + branch * spec.residual_scale;
@@ -97,7 +108,14 @@ fn document(
 }
 
 /// Attention of one document over itself: `[len, Q + 2·KV]` before norms and rotation to `[len, Q]`.
-fn attention(decoder: &Decoder, layer: &Layer, qkv: &Tensor, rotary_rows: &[i64]) -> Tensor {
+/// Before its keys and values stand those of the prefix, `[P, 2·KV]`, as they are.
+fn attention(
+    decoder: &Decoder,
+    layer: &Layer,
+    qkv: &Tensor,
+    rotary_rows: &[i64],
+    prefix: Option<Tensor>,
+) -> Tensor {
     let (shape, eps) = (layer.shape, decoder.spec.rms_norm_eps);
     let (h, k, d) = (shape.heads as i64, shape.kv_heads as i64, shape.head_dim as i64);
     let len = rotary_rows.len() as i64;
@@ -116,11 +134,17 @@ fn attention(decoder: &Decoder, layer: &Layer, qkv: &Tensor, rotary_rows: &[i64]
         Some(index) => rotate(&t, &decoder.rotary[index], rotary_rows),
         None => t,
     };
-    let (q, key) = (turn(heads(0, h, q_norm)), repeat(turn(heads(h, k, k_norm))));
-    let value = repeat(heads(h + k, k, None));
-    let at = Tensor::arange(len, (Kind::Int64, decoder.device));
-    let distance = at.unsqueeze(1) - at.unsqueeze(0);
-    let window = shape.window.map_or(len, |window| window as i64);
+    let (q, mut key) = (turn(heads(0, h, q_norm)), turn(heads(h, k, k_norm)));
+    let mut value = heads(h + k, k, None);
+    if let Some(prefix) = prefix {
+        let part = |n: i64| prefix.narrow(1, n * k * d, k * d).reshape([-1, k, d]).transpose(0, 1);
+        (key, value) = (Tensor::cat(&[part(0), key], 1), Tensor::cat(&[part(1), value], 1));
+    }
+    let (key, value) = (repeat(key), repeat(value));
+    let at = Tensor::arange(key.size()[1], (Kind::Int64, decoder.device));
+    let own = at.narrow(0, key.size()[1] - len, len);
+    let distance = own.unsqueeze(1) - at.unsqueeze(0);
+    let window = shape.window.map_or(key.size()[1], |window| window as i64);
     let hidden = distance.lt(0).logical_or(&distance.ge(window));
     let scores = softcap(q.matmul(&key.mt()) * shape.scale, shape.softcap);
     let p = scores.masked_fill(&hidden, f64::NEG_INFINITY).softmax(-1, Kind::Float);

@@ -243,9 +243,9 @@ fn tokens_one_by_one_lead_to_the_logits_of_all_at_once() {
         let case = Case::open(name);
         let text = &case.documents()[0].input_ids;
         let adapter = Some(&case.adapter);
-        let mut at_once = KvCache::new(&case.decoder, text.len());
+        let mut at_once = KvCache::new(&case.decoder, text.len(), None);
         let whole = case.decoder.extend(&mut at_once, text, adapter);
-        let mut by_one = KvCache::new(&case.decoder, text.len());
+        let mut by_one = KvCache::new(&case.decoder, text.len(), None);
         let mut last = Tensor::new();
         for token in text {
             last = case.decoder.extend(&mut by_one, &[*token], adapter);

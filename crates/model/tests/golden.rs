@@ -277,7 +277,8 @@ fn greedy_tokens_equal_peft_token_by_token_and_at_once() {
         let case = Case::open(name);
         let golden = integers(&case.golden, "greedy");
         let prompt = &documents_of(&case.batch)[0].input_ids;
-        let mut cache = KvCache::new(&case.decoder, prompt.len() + golden.len());
+        let mut cache =
+            KvCache::new(&case.decoder, prompt.len() + golden.len(), Some(&case.adapter));
         let greedy = SamplerOptions {
             temperature: 0.0,
             top_p: 1.0,
@@ -299,7 +300,8 @@ fn greedy_tokens_equal_peft_token_by_token_and_at_once() {
         assert_eq!(tokens, golden, "{name}");
 
         // The same tokens in one piece end in the same logits.
-        let mut whole = KvCache::new(&case.decoder, prompt.len() + golden.len());
+        let mut whole =
+            KvCache::new(&case.decoder, prompt.len() + golden.len(), Some(&case.adapter));
         let text: Vec<i64> = prompt.iter().chain(&golden[..golden.len() - 1]).copied().collect();
         let at_once = case.decoder.extend(&mut whole, &text, Some(&case.adapter));
         assert_close(name, &at_once, &logits, 1e-5);
@@ -420,7 +422,7 @@ fn tokens_of_several_answers_in_one_pass_are_those_of_each_alone() {
         let (decoder, adapter) = (&case.decoder, Some(&case.adapter));
         let prompts = [&case.batch.input_ids[..1], &case.batch.input_ids[1..8]];
         let begin = |prompt: &&[i64]| {
-            let mut cache = KvCache::new(decoder, 16);
+            let mut cache = KvCache::new(decoder, 16, adapter);
             let _ = decoder.extend(&mut cache, prompt, adapter);
             cache
         };

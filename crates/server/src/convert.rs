@@ -1,5 +1,6 @@
 //! Rows → wire objects, and the store's errors → the API's. The only file that knows both sides.
 
+use domain::hyperparameters::Tuning;
 use domain::{Auto, Hyperparameters, JobStatus};
 use serde_json::{Value, json};
 use store::checkpoints::CheckpointRow;
@@ -157,7 +158,8 @@ pub(crate) fn job(row: JobRow, now: OffsetDateTime) -> Job {
             quantization: resolved.quantization,
             precision: resolved.precision,
             tuning: resolved.tuning,
-            lora: resolved.lora,
+            lora: Some(resolved.lora).filter(|_| resolved.tuning == Tuning::Lora),
+            virtual_tokens: resolved.virtual_tokens,
             dataset: row.dataset,
             queue_position: None,
         }),

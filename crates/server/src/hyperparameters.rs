@@ -2,7 +2,8 @@
 
 use domain::hyperparameters::{
     EarlyStopping, EarlyStoppingRequest, FULL_RATE_DIVISOR, Precision, Quantization, Schedule,
-    TARGET_MODULES, Tuning, auto_batch_size, auto_epochs, auto_learning_rate,
+    TARGET_MODULES, Tuning, VIRTUAL_TOKENS_LEARNING_RATE, auto_batch_size, auto_epochs,
+    auto_learning_rate,
 };
 use domain::plan::{LoraConfig, ResolvedHyperparameters};
 use domain::preference::{LEARNING_RATE_DIVISOR, LossType};
@@ -12,6 +13,7 @@ use serde_json::{Map, Value};
 use crate::error::{ApiError, ApiResult};
 use crate::extract::json::type_words;
 use crate::inference::prompt::integer;
+use crate::tuning::{check_tuning, resolve_virtual_tokens, tuning_and_base};
 
 const DEFAULT_MAX_SEQ_LEN: u32 = 2048;
 const DEFAULT_MICRO_BATCH_TOKENS: u32 = 2048;
@@ -129,9 +131,7 @@ pub(crate) fn check_options(options: &TrainingOptions, path: &str) -> ApiResult<
     if let Some(rule) = &options.early_stopping {
         check_early_stopping(rule, &at("early_stopping"))?;
     }
-    if options.tuning == Some(Tuning::Full) {
-        check_full(options, path)?;
-    }
+    check_tuning(options, path)?;
     options.lora.as_ref().map_or(Ok(()), |lora| check_lora(lora, &at("lora")))
 }
 
@@ -246,16 +246,20 @@ pub(crate) fn resolve(
     let steps_per_epoch = measured.n_examples.div_ceil(u64::from(batch_size.max(1)));
     let total_steps = steps_per_epoch * u64::from(n_epochs);
     let multiplier = wish.learning_rate_multiplier.unwrap_or_else(|| 1.0);
-    let supervised_rate =
-        operator.learning_rate.unwrap_or_else(|| auto_learning_rate(measured.hidden_size));
+    let (tuning, quantization) = tuning_and_base(job, operator);
+    let supervised_rate = match tuning {
+        // The operator's rate is for what the operator's jobs train when they do not say.
+        _ if tuning == operator.tuning.unwrap_or_default() => operator.learning_rate,
+        _ => None,
+    };
+    let supervised_rate = supervised_rate.unwrap_or_else(|| match tuning {
+        Tuning::Lora => auto_learning_rate(measured.hidden_size),
+        Tuning::Full => auto_learning_rate(measured.hidden_size) / FULL_RATE_DIVISOR,
+        Tuning::Prompt | Tuning::Prefix => VIRTUAL_TOKENS_LEARNING_RATE,
+    });
     let base_rate = match wish.preference {
         Some(_) => supervised_rate / LEARNING_RATE_DIVISOR,
         None => supervised_rate,
-    };
-    let (tuning, quantization) = tuning_and_base(job, operator);
-    let base_rate = match tuning {
-        Tuning::Lora => base_rate,
-        Tuning::Full => base_rate / FULL_RATE_DIVISOR,
     };
     // Of one source, steps win over a ratio; of two sources, the job wins.
     let warmup_of = |options: &TrainingOptions| {
@@ -301,47 +305,22 @@ pub(crate) fn resolve(
         quantization,
         precision: job.precision.or(operator.precision).unwrap_or(Precision::Auto),
         tuning,
+        virtual_tokens: resolve_virtual_tokens(job, operator),
         lora: resolve_lora(job.lora.as_ref(), operator.lora.as_ref()),
         preference: wish.preference.map(|preference| Box::new(preference.resolve())),
         seed,
     }
 }
 
-/// Tokens after which an example is cut: never more than the base model's context.
+/// Tokens after which an example is cut: never more than the base model's context has room for.
 pub(crate) fn max_seq_len(
     job: &TrainingOptions,
     operator: &TrainingOptions,
     context_length: Option<u32>,
 ) -> u32 {
     let wanted = job.max_seq_len.or(operator.max_seq_len).unwrap_or(DEFAULT_MAX_SEQ_LEN);
-    wanted.min(context_length.unwrap_or(u32::MAX))
-}
-
-/// A quantised base carries adapters only: what the job asks for wins over the operator's other wish.
-fn tuning_and_base(job: &TrainingOptions, operator: &TrainingOptions) -> (Tuning, Quantization) {
-    let tuning = job.tuning.or(operator.tuning).unwrap_or_default();
-    let quantization = job.quantization.or(operator.quantization).unwrap_or_default();
-    match (tuning, quantization) {
-        (Tuning::Full, Quantization::Nf4) if job.tuning.is_none() => (Tuning::Lora, quantization),
-        (Tuning::Full, Quantization::Nf4) => (tuning, Quantization::None),
-        both => both,
-    }
-}
-
-/// Full fine-tuning has no adapter and no quantised base.
-fn check_full(options: &TrainingOptions, path: &str) -> ApiResult<()> {
-    let refuse = |field: &str, why: &str| {
-        let path = format!("{path}.{field}");
-        let message = format!("Invalid '{path}': with 'tuning': 'full' {why}.");
-        Err(ApiError::invalid_value(path, message))
-    };
-    if options.quantization.is_some_and(|form| form != Quantization::None) {
-        return refuse("quantization", "every weight is trained, so none can be quantised");
-    }
-    match options.lora {
-        Some(_) => refuse("lora", "there are no adapters"),
-        None => Ok(()),
-    }
+    let virtual_tokens = resolve_virtual_tokens(job, operator).map_or(0, |tokens| tokens.count);
+    wanted.min(context_length.unwrap_or(u32::MAX).saturating_sub(virtual_tokens))
 }
 
 fn resolve_early_stopping(rule: &EarlyStoppingRequest) -> EarlyStopping {
@@ -403,6 +382,16 @@ mod tests {
         assert_eq!((all.learning_rate_multiplier, all.learning_rate), (1.0, 5e-4));
         assert_eq!((all.max_seq_len, all.seed), (1024, 7));
         assert_eq!(all.lora, LoraConfig::default());
+        assert_eq!((all.tuning, all.virtual_tokens), (Tuning::Lora, None));
+    }
+
+    #[test]
+    fn virtual_tokens_take_room_and_a_rate_of_their_own() {
+        let job = TrainingOptions { tuning: Some(Tuning::Prefix), ..Default::default() };
+        let operator = TrainingOptions { learning_rate: Some(1e-4), ..Default::default() };
+        let all = resolved(&Hyperparameters::default(), job, operator);
+        assert_eq!((all.learning_rate, all.max_seq_len), (VIRTUAL_TOKENS_LEARNING_RATE, 1004));
+        assert_eq!((all.virtual_positions(), all.rows_per_document()), (20, 0));
     }
 
     #[test]

@@ -22,6 +22,7 @@ mod results;
 mod router;
 mod routes;
 mod state;
+mod tuning;
 mod wire;
 
 use store::Store;

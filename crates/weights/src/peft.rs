@@ -7,6 +7,7 @@
 
 mod lora;
 mod pattern;
+mod virtual_tokens;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -16,6 +17,7 @@ use serde_json::{Map, Value};
 
 pub use lora::{LoraConfig, lora_a_key, lora_b_key, magnitude_key};
 pub use pattern::Pattern;
+pub use virtual_tokens::{VIRTUAL_TOKENS_KEY, VirtualTokensConfig};
 
 use crate::{FileError, TensorFile, durable, files, write_safetensors};
 
@@ -28,6 +30,8 @@ const MAX_CONFIG_BYTES: u64 = 1 << 20;
 #[derive(Debug, Clone, PartialEq)]
 pub enum AdapterConfig {
     Lora(LoraConfig),
+    Prompt(VirtualTokensConfig),
+    Prefix(VirtualTokensConfig),
 }
 
 impl AdapterConfig {
@@ -48,6 +52,8 @@ impl AdapterConfig {
         }
         match kind.as_str() {
             Some("LORA") => LoraConfig::from_fields(fields).map(Self::Lora),
+            Some("PROMPT_TUNING") => VirtualTokensConfig::from_fields(fields).map(Self::Prompt),
+            Some("PREFIX_TUNING") => VirtualTokensConfig::from_fields(fields).map(Self::Prefix),
             _ => refuse("peft_type", &kind),
         }
     }
@@ -56,12 +62,16 @@ impl AdapterConfig {
     pub fn to_json(&self) -> Value {
         match self {
             Self::Lora(config) => config.to_json(),
+            Self::Prompt(config) | Self::Prefix(config) => config.to_json(),
         }
     }
 
     fn check_tensors(&self, file: &TensorFile) -> Result<(), String> {
         match self {
             Self::Lora(config) => lora::check_tensors(config, file),
+            Self::Prompt(config) | Self::Prefix(config) => {
+                virtual_tokens::check_tensors(config, file)
+            }
         }
     }
 }

@@ -47,7 +47,7 @@ fn read_lora(dir: &Path) -> (LoraConfig, TensorFile) {
 }
 
 fn lora(config: AdapterConfig) -> LoraConfig {
-    let AdapterConfig::Lora(config) = config;
+    let AdapterConfig::Lora(config) = config else { panic!("{config:?}") };
     config
 }
 

@@ -69,7 +69,9 @@ fn the_default_file_names_every_key_and_no_other() {
     for section in known_keys("") {
         for key in known_keys(section) {
             let path = format!("{section}.{key}");
-            if ["training.lora", "training.early_stopping"].contains(&path.as_str()) {
+            if ["training.lora", "training.virtual_tokens", "training.early_stopping"]
+                .contains(&path.as_str())
+            {
                 known.extend(known_keys(&path).iter().map(|key| format!("{path}.{key}")));
             } else {
                 known.insert(path);

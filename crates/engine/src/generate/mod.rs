@@ -73,7 +73,8 @@ impl<'a> Generation<'a> {
             .encode_prompt(&messages, &tools)
             .map_err(|error| failure("invalid_messages", error.to_string()))?;
         let prompt: Vec<i64> = ids.into_iter().map(i64::from).collect();
-        let context = decoder.spec().max_position_embeddings;
+        let taken = adapter.as_ref().map_or(0, |adapter| adapter.virtual_tokens());
+        let context = decoder.spec().max_position_embeddings.saturating_sub(taken);
         if prompt.is_empty() {
             return Err(failure("invalid_messages", "The messages hold no text.".to_owned()));
         }
@@ -135,19 +136,23 @@ impl<'a> Generation<'a> {
 
     /// Whether both go through the same weights.
     pub fn shares_weights(&self, other: &Self) -> bool {
-        match (&self.adapter, &other.adapter) {
+        let changed = |adapter: &Option<Rc<Adapter>>| {
+            adapter.clone().filter(|adapter| adapter.changes_weights())
+        };
+        match (changed(&self.adapter), changed(&other.adapter)) {
             (None, None) => true,
-            (Some(a), Some(b)) => Rc::ptr_eq(a, b),
+            (Some(a), Some(b)) => Rc::ptr_eq(&a, &b),
             _ => false,
         }
     }
 
     fn read_prompt(&mut self, decoder: &Decoder) -> Vec<GenerationEvent> {
         let room = self.prompt.len() + self.limit.min(FIRST_ROOM);
-        let cache = self.cache.get_or_insert_with(|| KvCache::new(decoder, room));
+        let adapter = self.adapter.as_deref();
+        let cache = self.cache.get_or_insert_with(|| KvCache::new(decoder, room, adapter));
         let from = cache.len();
         let upto = self.prompt.len().min(from + PROMPT_TOKENS_PER_TURN);
-        let logits = decoder.extend(cache, &self.prompt[from..upto], self.adapter.as_deref());
+        let logits = decoder.extend(cache, &self.prompt[from..upto], adapter);
         if upto < self.prompt.len() {
             return Vec::new();
         }

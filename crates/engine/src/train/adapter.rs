@@ -3,7 +3,7 @@
 use domain::hyperparameters::Tuning;
 use domain::plan::{LoraConfig, TrainingPlan};
 use domain::report::RunFailure;
-use model::{Adapter, AdapterOptions, Decoder, LoraOptions};
+use model::{Adapter, AdapterOptions, Decoder, LoraOptions, VirtualTokens};
 use weights::peft::Pattern;
 
 use crate::failure::permanent;
@@ -11,13 +11,24 @@ use crate::seed::{Purpose, derive};
 
 /// # Errors
 /// Options that the model cannot carry.
-pub(super) fn fresh(plan: &TrainingPlan, decoder: &Decoder) -> Result<Adapter, RunFailure> {
+pub(super) fn fresh(
+    plan: &TrainingPlan,
+    init: Vec<i64>,
+    decoder: &Decoder,
+) -> Result<Adapter, RunFailure> {
+    let tokens = VirtualTokens { count: i64::from(plan.hyperparameters.virtual_positions()), init };
     let options = match plan.hyperparameters.tuning {
         Tuning::Full => AdapterOptions::Full,
+        Tuning::Prompt => AdapterOptions::Prompt(tokens),
+        Tuning::Prefix => AdapterOptions::Prefix(tokens),
         Tuning::Lora => AdapterOptions::Lora(lora_options(&plan.hyperparameters.lora)),
     };
     let seed = derive(plan.hyperparameters.seed, Purpose::AdapterInit, 0, 0);
-    let field = plan.hyperparameters.tuning.as_str();
+    let field = match plan.hyperparameters.tuning {
+        Tuning::Lora => "lora",
+        Tuning::Full => "tuning",
+        Tuning::Prompt | Tuning::Prefix => "virtual_tokens",
+    };
     Adapter::init(decoder, &options, seed)
         .map_err(|error| permanent("invalid_hyperparameters", Some(field), error.to_string()))
 }

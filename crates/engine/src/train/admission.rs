@@ -23,8 +23,10 @@ pub fn admit(
 ) -> Result<Option<Happened>, RunFailure> {
     let shape = shape(decoder.spec());
     let data = [Some(&prepared.training), prepared.validation.as_ref()];
-    let longest = data.into_iter().flatten().map(longest_row).max().unwrap_or(0);
     let h = &mut prepared.plan.hyperparameters;
+    let extra = u64::from(h.rows_per_document());
+    let rows = data.into_iter().flatten().map(|data| longest_row(data, extra));
+    let longest = rows.max().unwrap_or(0);
     let mut asked = Workload::of(h, longest, prepared.validation.is_some());
     // Operations on bf16 widen what they read, on a CPU: the one place where room is counted.
     asked.precision = memory::Precision::F32;
@@ -74,10 +76,11 @@ fn too_large(shape: &ModelShape, asked: &Workload, longest: u64, free: u64) -> R
     permanent("insufficient_memory", None, message)
 }
 
-/// Tokens of the longest row with all its sequences: no micro-batch can be smaller.
-fn longest_row(data: &Dataset) -> u64 {
+/// Tokens of the longest row with all its sequences, and what comes to each of them in a pass: no micro-batch
+/// can be smaller.
+fn longest_row(data: &Dataset, extra: u64) -> u64 {
     let rows = 0..data.rows();
-    let tokens = |row: usize| data.row(row).iter().map(|e| e.input_ids.len() as u64).sum();
+    let tokens = |row: usize| data.row(row).iter().map(|e| e.input_ids.len() as u64 + extra).sum();
     rows.map(tokens).max().unwrap_or(0)
 }
 

@@ -120,13 +120,14 @@ impl Run {
     /// An adapter that the model cannot carry; a checkpoint that is damaged or belongs to another
     /// plan.
     pub fn new(prepared: Prepared, decoder: &Decoder) -> Result<Self, RunFailure> {
-        let Prepared { plan, objective, training: data, validation, fingerprint } = prepared;
+        let Prepared { plan, objective, training: data, validation, init_ids, fingerprint } =
+            prepared;
         check_base(&plan, decoder)?;
         let h = plan.hyperparameters.clone();
         let Restored { mut state, adapter, optimizer, best_values } = match &plan.resume_from {
             Some(folder) => checkpoint::read(folder, &fingerprint, decoder, h.optimizer)?,
             None => {
-                let adapter = adapter::fresh(&plan, decoder)?;
+                let adapter = adapter::fresh(&plan, init_ids, decoder)?;
                 let optimizer = Optimizer::new(h.optimizer, &adapter, decoder.device());
                 let state = State::new(&plan, fingerprint);
                 Restored { state, adapter, optimizer, best_values: None }
@@ -134,7 +135,8 @@ impl Run {
         };
         state.fence = plan.fence;
         let saved_step = state.step;
-        let max_tokens = h.max_seq_len as usize;
+        let (max_tokens, extra) = (h.max_seq_len as usize, h.rows_per_document());
+        let rows = |data| Rows::new(data, max_tokens).with_rows_per_document(extra);
         let training = Training {
             total_steps: u64::from(h.n_epochs) * data.steps_per_epoch(h.batch_size as usize),
             micro_batch_tokens: h.micro_batch_tokens as usize,
@@ -145,12 +147,12 @@ impl Run {
             cursor: state.cursor,
             hyperparameters: h,
             objective,
-            rows: Rows::new(data, max_tokens),
+            rows: rows(data),
         };
         Ok(Self {
             plan,
             training,
-            validation: validation.map(|data| Rows::new(data, max_tokens)),
+            validation: validation.map(rows),
             state,
             phase: Phase::Between,
             speed: Speed::default(),

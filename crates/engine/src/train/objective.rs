@@ -3,7 +3,7 @@
 //! The loop around it is the same for every method (`step`, `evaluate`); they differ here, in what their
 //! rows are and in their loss.
 
-use dataset::{Dataset, Example, PackedRows, pack, pack_rows};
+use dataset::{Dataset, Example, PackedRows, Room, pack, pack_rows};
 use domain::preference::Preference;
 use model::{Adapter, Batch, BatchError, Decoder, Gradients, Groups, PassOptions, TargetLog};
 
@@ -27,6 +27,8 @@ pub struct Rows {
     pub data: Dataset,
     /// Tokens that a sequence may have.
     max_tokens: usize,
+    /// Rows that each sequence takes in a pass beside its tokens.
+    rows_per_document: usize,
     /// For each row, log p of its answers without the adapter, once they were needed.
     references: Vec<Option<[f64; 2]>>,
 }
@@ -54,7 +56,12 @@ enum Part {
 
 impl Rows {
     pub fn new(data: Dataset, max_tokens: usize) -> Self {
-        Self { references: vec![None; data.rows()], max_tokens, data }
+        Self { references: vec![None; data.rows()], max_tokens, rows_per_document: 0, data }
+    }
+
+    /// For adapters with virtual tokens among a batch's rows.
+    pub fn with_rows_per_document(self, rows: u32) -> Self {
+        Self { rows_per_document: rows as usize, ..self }
     }
 
     /// log p of a row's answers without the adapter. They are computed once per row, and for the row by
@@ -133,10 +140,11 @@ impl Objective {
     /// Packs rows; what has nothing to learn from is left out.
     pub fn micro_batches(&self, data: &Rows, rows: &[u32], tokens: usize) -> Vec<MicroBatch> {
         let sequences = rows.iter().map(|&row| data.data.row(row as usize));
+        let room = Room { tokens, per_document: data.rows_per_document };
         match self {
             Self::CrossEntropy => {
                 let examples: Vec<_> = sequences.flatten().collect();
-                let packed = pack(&examples, tokens).into_iter();
+                let packed = pack(&examples, room).into_iter();
                 packed
                     .filter(|packed| packed.targets() > 0)
                     .map(|packed| MicroBatch {
@@ -148,18 +156,18 @@ impl Objective {
                     .collect()
             }
             Self::Pairs(_) => {
-                let packed = pack_rows(&sequences.collect::<Vec<_>>(), tokens).into_iter();
+                let packed = pack_rows(&sequences.collect::<Vec<_>>(), room).into_iter();
                 packed.map(|packed| MicroBatch::of_rows(packed, rows, Part::Learning)).collect()
             }
             Self::Labelled(_) => {
                 let sequences: Vec<_> = sequences.collect();
                 let others = mismatched(&sequences, data.max_tokens);
                 let others: Vec<_> = others.iter().map(std::slice::from_ref).collect();
-                let others = pack_rows(&others, tokens).into_iter().enumerate();
+                let others = pack_rows(&others, room).into_iter().enumerate();
                 let baseline = others.map(|(index, packed)| {
                     MicroBatch::of_rows(packed, rows, Part::Baseline { is_first: index == 0 })
                 });
-                let matched = pack_rows(&sequences, tokens).into_iter();
+                let matched = pack_rows(&sequences, room).into_iter();
                 let learning =
                     matched.map(|packed| MicroBatch::of_rows(packed, rows, Part::Learning));
                 baseline.chain(learning).collect()

@@ -8,7 +8,7 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use dataset::{ChatTokenizer, Dataset, Expected, Format, Problem};
-use domain::hyperparameters::TARGET_MODULES;
+use domain::hyperparameters::{TARGET_MODULES, Tuning};
 use domain::job::MethodType;
 use domain::plan::TrainingPlan;
 use domain::preference::LossType;
@@ -26,6 +26,8 @@ pub struct Prepared {
     pub objective: Objective,
     pub training: Dataset,
     pub validation: Option<Dataset>,
+    /// Tokens of the text that virtual tokens start from.
+    pub init_ids: Vec<i64>,
     pub fingerprint: Fingerprint,
 }
 
@@ -67,7 +69,24 @@ pub fn prepare(
     };
     let (validation_hash, validation) = validation.unzip();
     let fingerprint = Fingerprint::new(&plan, &training_hash, validation_hash.as_deref());
-    Ok(Prepared { plan, objective, training, validation, fingerprint })
+    let init_ids = init_ids(&plan, tokenizer)?;
+    Ok(Prepared { plan, objective, training, validation, init_ids, fingerprint })
+}
+
+/// The tokens of the text that virtual tokens start from; none when the plan names no text.
+fn init_ids(plan: &TrainingPlan, tokenizer: &ChatTokenizer) -> Result<Vec<i64>, RunFailure> {
+    let tokens = plan.hyperparameters.virtual_tokens.as_ref();
+    let Some(text) = tokens.and_then(|tokens| tokens.init_text.as_ref()) else {
+        return Ok(Vec::new());
+    };
+    let refused = |why: String| {
+        wrong_field("virtual_tokens.init_text", format!("virtual_tokens.init_text {why}."))
+    };
+    let ids = tokenizer.ids_of(text).map_err(|error| refused(format!("is refused: {error}")))?;
+    if ids.is_empty() {
+        return Err(refused("has no tokens".to_owned()));
+    }
+    Ok(ids.into_iter().map(i64::from).collect())
 }
 
 fn objective(plan: &TrainingPlan) -> Result<Objective, RunFailure> {
@@ -92,8 +111,15 @@ fn objective(plan: &TrainingPlan) -> Result<Objective, RunFailure> {
 
 fn check_plan(plan: &TrainingPlan, context_length: u64) -> Result<(), RunFailure> {
     let h = &plan.hyperparameters;
+    let is_lora = h.tuning == Tuning::Lora;
+    let virtual_tokens = h.virtual_positions();
     let known = |name: &String| TARGET_MODULES.contains(&name.as_str());
-    let rules: [(&str, bool, &str); 11] = [
+    let rules: [(&str, bool, &str); 12] = [
+        (
+            "virtual_tokens",
+            h.tuning.has_virtual_tokens() == (virtual_tokens > 0),
+            "are of the tunings 'prompt' and 'prefix', at least one of them",
+        ),
         ("n_epochs", h.n_epochs > 0, "must be at least 1"),
         ("batch_size", h.batch_size > 0, "must be at least 1"),
         ("learning_rate", is_positive(h.learning_rate), "must be a number above 0"),
@@ -101,12 +127,13 @@ fn check_plan(plan: &TrainingPlan, context_length: u64) -> Result<(), RunFailure
         ("max_grad_norm", h.max_grad_norm.is_finite(), "must be a number"),
         ("max_seq_len", h.max_seq_len >= 2, "must be at least 2"),
         ("micro_batch_tokens", h.micro_batch_tokens > 0, "must be at least 1"),
-        ("lora.rank", h.lora.rank > 0, "must be at least 1"),
-        ("lora.alpha", is_positive(h.lora.alpha), "must be a number above 0"),
-        ("lora.dropout", is_share(h.lora.dropout), "must be from 0 to below 1"),
+        ("lora.rank", !is_lora || h.lora.rank > 0, "must be at least 1"),
+        ("lora.alpha", !is_lora || is_positive(h.lora.alpha), "must be a number above 0"),
+        ("lora.dropout", !is_lora || is_share(h.lora.dropout), "must be from 0 to below 1"),
         (
             "lora.target_modules",
-            !h.lora.target_modules.is_empty() && h.lora.target_modules.iter().all(known),
+            !is_lora
+                || !h.lora.target_modules.is_empty() && h.lora.target_modules.iter().all(known),
             "must name one or more of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, \
              down_proj",
         ),
@@ -114,9 +141,13 @@ fn check_plan(plan: &TrainingPlan, context_length: u64) -> Result<(), RunFailure
     if let Some((field, _, rule)) = rules.into_iter().find(|(_, holds, _)| !holds) {
         return Err(wrong_field(field, format!("{field} {rule}.")));
     }
-    if u64::from(h.max_seq_len) > context_length {
+    if u64::from(h.max_seq_len) + u64::from(virtual_tokens) > context_length {
+        let more = match virtual_tokens {
+            0 => String::new(),
+            count => format!(" behind {count} virtual ones"),
+        };
         let limit = format!(
-            "max_seq_len is {}; the base model reads {context_length} tokens.",
+            "max_seq_len is {}{more}; the base model reads {context_length} tokens.",
             h.max_seq_len
         );
         return Err(wrong_field("max_seq_len", limit));

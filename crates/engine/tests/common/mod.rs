@@ -296,6 +296,7 @@ pub fn plan(output: &Folder, name: &str) -> TrainingPlan {
             quantization: Default::default(),
             precision: Default::default(),
             tuning: Default::default(),
+            virtual_tokens: None,
             lora: LoraConfig { rank: 8, alpha: 16.0, ..LoraConfig::default() },
             preference: None,
             seed: 7,

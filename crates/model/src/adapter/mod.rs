@@ -6,6 +6,7 @@
 
 mod full;
 mod lora;
+mod virtual_tokens;
 
 use std::path::Path;
 use std::rc::Rc;
@@ -20,6 +21,9 @@ pub(crate) use self::full::{LayerParameters, Parameters, add_norm};
 use self::lora::Lora;
 pub use self::lora::LoraOptions;
 pub(crate) use self::lora::{Dora, Group, a_view, b_view, magnitude_view};
+pub use self::virtual_tokens::VirtualTokens;
+pub(crate) use self::virtual_tokens::row_index;
+use self::virtual_tokens::{Place, Rows};
 use crate::decoder::Decoder;
 use crate::layout::{GROUPS, Layout, StoredTensor};
 
@@ -40,6 +44,10 @@ pub enum AdapterOptions {
     Lora(LoraOptions),
     /// Every weight of the model.
     Full,
+    /// Prompt tuning: embeddings before each document.
+    Prompt(VirtualTokens),
+    /// Prefix tuning: keys and values in each layer before each document.
+    Prefix(VirtualTokens),
 }
 
 /// The adapter of one run or of one tuned model.
@@ -53,6 +61,7 @@ pub struct Adapter {
 enum Kind {
     Lora(Lora),
     Full(Box<Full>),
+    Virtual(Rows),
 }
 
 impl Adapter {
@@ -65,12 +74,18 @@ impl Adapter {
         options: &AdapterOptions,
         seed: u64,
     ) -> Result<Self, AdapterError> {
+        let rows = |place, tokens| {
+            no_grad(|| Rows::init(decoder, place, tokens, seed))
+                .map(|(rows, values)| (Kind::Virtual(rows), values))
+        };
         let (kind, values) = match options {
             AdapterOptions::Lora(options) => {
                 let (lora, values) = Lora::init(decoder, options, seed)?;
                 (Kind::Lora(lora), values)
             }
             AdapterOptions::Full => Self::whole(decoder, &decoder.folder)?,
+            AdapterOptions::Prompt(tokens) => rows(Place::Prompt, tokens)?,
+            AdapterOptions::Prefix(tokens) => rows(Place::Prefix, tokens)?,
         };
         Ok(Self { values, kind }.refreshed())
     }
@@ -86,11 +101,17 @@ impl Adapter {
             return Ok(Self { values, kind }.refreshed());
         }
         let (config, file) = read_adapter(dir)?;
+        let rows = |place, config: &_| {
+            Rows::load(decoder, place, config, &file)
+                .map(|(rows, values)| (Kind::Virtual(rows), values))
+        };
         let (kind, values) = match config {
             AdapterConfig::Lora(config) => {
                 let (lora, values) = Lora::load(decoder, config, &file)?;
                 (Kind::Lora(lora), values)
             }
+            AdapterConfig::Prompt(config) => rows(Place::Prompt, &config)?,
+            AdapterConfig::Prefix(config) => rows(Place::Prefix, &config)?,
         };
         Ok(Self { values, kind }.refreshed())
     }
@@ -124,6 +145,14 @@ impl Adapter {
             Kind::Lora(lora) => {
                 (AdapterConfig::Lora(lora.options.to_config(base_model)), lora.layout.tensors())
             }
+            Kind::Virtual(rows) => {
+                let config = rows.to_config(base_model);
+                let config = match rows.place {
+                    Place::Prompt => AdapterConfig::Prompt(config),
+                    Place::Prefix => AdapterConfig::Prefix(config),
+                };
+                (config, rows.tensors())
+            }
         };
         let values = Vec::<f32>::try_from(self.values.to_device(Device::Cpu))
             .map_err(|error| AdapterError::Invalid(error.to_string()))?;
@@ -142,8 +171,19 @@ impl Adapter {
     pub fn lora(&self) -> Option<&LoraOptions> {
         match &self.kind {
             Kind::Lora(lora) => Some(&lora.options),
-            Kind::Full(_) => None,
+            Kind::Full(_) | Kind::Virtual(_) => None,
         }
+    }
+
+    /// Positions before every document that the adapter takes.
+    pub fn virtual_tokens(&self) -> usize {
+        self.rows().map_or(0, |rows| rows.count as usize)
+    }
+
+    /// Whether it changes what the weights compute. When not, it has done its part once a text has begun, and
+    /// several may go on in one pass.
+    pub fn changes_weights(&self) -> bool {
+        matches!(self.kind, Kind::Lora(_) | Kind::Full(_))
     }
 
     /// Trainable numbers.
@@ -157,6 +197,7 @@ impl Adapter {
         let tensors = match &self.kind {
             Kind::Lora(lora) => lora.layout.tensors(),
             Kind::Full(full) => return full.extents(),
+            Kind::Virtual(rows) => rows.tensors(),
         };
         let extent = |tensor: StoredTensor| {
             let range = tensor.range();
@@ -183,6 +224,8 @@ impl Adapter {
         match &mut self.kind {
             Kind::Lora(lora) => no_grad(|| lora.refresh(&self.values)),
             Kind::Full(full) => no_grad(|| full.refresh()),
+            // Used as they are.
+            Kind::Virtual(_) => {}
         }
     }
 
@@ -195,7 +238,7 @@ impl Adapter {
     pub(crate) fn group(&self, layer: usize, product: usize) -> Option<&Group> {
         match &self.kind {
             Kind::Lora(lora) => lora.groups[layer][product].as_ref(),
-            Kind::Full(_) => None,
+            Kind::Full(_) | Kind::Virtual(_) => None,
         }
     }
 
@@ -203,13 +246,57 @@ impl Adapter {
     pub(crate) fn layout(&self) -> Option<&Layout> {
         match &self.kind {
             Kind::Lora(lora) => Some(&lora.layout),
-            Kind::Full(_) => None,
+            Kind::Full(_) | Kind::Virtual(_) => None,
         }
     }
 
     /// The widest border of each product, over all layers.
     pub(crate) fn ranks(&self) -> [i64; GROUPS] {
         self.layout().map_or([0; GROUPS], Layout::ranks)
+    }
+
+    fn rows(&self) -> Option<&Rows> {
+        match &self.kind {
+            Kind::Virtual(rows) => Some(rows),
+            Kind::Lora(_) => None,
+        }
+    }
+
+    /// Whether embeddings are trained.
+    pub(crate) fn has_prompt(&self) -> bool {
+        self.rows().is_some_and(|rows| rows.place == Place::Prompt)
+    }
+
+    /// The embeddings `[P, D]` of virtual tokens as they enter the stream, from the flat values.
+    pub(crate) fn prompt(&self, flat: &Tensor) -> Option<Tensor> {
+        let rows = self.rows()?;
+        rows.prompt(flat).map(|prompt| prompt * rows.scale)
+    }
+
+    /// The keys and values `[P, 2·KV]` of virtual tokens in a layer, from the flat values.
+    pub(crate) fn prefix(&self, flat: &Tensor, layer: usize) -> Option<Tensor> {
+        self.rows()?.prefix(flat, layer)
+    }
+
+    /// Adds the gradient of all copies of the embeddings, `[n·P, D]`.
+    pub(crate) fn add_prompt_gradient(&self, copies: &Tensor, gradients: &mut Gradients) {
+        let Some(rows) = self.rows() else { return };
+        let Some(mut target) = rows.prompt(gradients.flat()) else { return };
+        let copies = copies.view([-1, rows.count, copies.size()[1]]);
+        let sum = copies.sum_dim_intlist([0i64].as_slice(), false, tch::Kind::Float);
+        let _ = target.g_add_(&(sum * rows.scale));
+    }
+
+    /// Adds the gradient of a layer's keys and values, `[P, 2·KV]`.
+    pub(crate) fn add_prefix_gradient(
+        &self,
+        layer: usize,
+        rows: &Tensor,
+        gradients: &mut Gradients,
+    ) {
+        if let Some(mut target) = self.prefix(gradients.flat(), layer) {
+            let _ = target.g_add_(rows);
+        }
     }
 
     /// On the inputs of what stands beside products, while training.

@@ -24,6 +24,7 @@ use super::notes::{field, figures, notes};
 use crate::error::ErrorChain;
 use crate::hyperparameters::{Measured, max_seq_len, resolve};
 use crate::state::AppState;
+use crate::tuning::too_many_virtual_tokens;
 
 /// How long a claim lasts without being renewed.
 const HOLD: Duration = Duration::from_secs(30);
@@ -143,6 +144,9 @@ async fn validate(
         Err(ModelError::Store(error)) => return Err(error),
     };
     let operator = &state.config.training;
+    if let Some(message) = too_many_virtual_tokens(&job.options, operator, model.context_length) {
+        return Ok(failure::of_job("invalid_hyperparameters", Some("virtual_tokens"), message));
+    }
     let cut_at = max_seq_len(&job.options, operator, model.context_length);
     let loss_type = job.hyperparameters.preference.map(|wish| wish.loss_type);
     let expected = match (job.method, loss_type) {

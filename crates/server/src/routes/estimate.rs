@@ -53,7 +53,8 @@ pub(crate) async fn create(
     };
     let operator = &state.config.training;
     let settings = resolve(&Hyperparameters::default(), &options, operator, 0, &measured);
-    let longest = longest.min(u64::from(settings.max_seq_len));
+    let rows = longest.min(u64::from(settings.max_seq_len));
+    let longest = rows + u64::from(settings.rows_per_document());
     let workload = Workload::of(&settings, longest, body.validation);
     let found = estimate(&config.shape, &workload);
     Ok(Json(MemoryEstimate {

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use domain::hyperparameters::{
     EarlyStopping, GradientCheckpointing, OptimizerKind, Precision, Quantization, Schedule, Tuning,
 };
-use domain::plan::LoraConfig;
+use domain::plan::{LoraConfig, VirtualTokens};
 use domain::{Hyperparameters, TrainingOptions};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -191,7 +191,12 @@ pub(crate) struct Resolved {
     /// `auto` until a worker takes the job.
     pub precision: Precision,
     pub tuning: Tuning,
-    pub lora: LoraConfig,
+    /// Of the tuning `lora`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lora: Option<LoraConfig>,
+    /// Of the tunings `prompt` and `prefix`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub virtual_tokens: Option<VirtualTokens>,
     /// What the files hold: examples, tokens, truncated rows.
     pub dataset: Option<Value>,
     /// Jobs of the project that run before this one; only for a queued job, asked for by its id.

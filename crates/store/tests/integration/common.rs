@@ -92,6 +92,7 @@ pub fn resolved() -> ResolvedHyperparameters {
         quantization: Default::default(),
         precision: Default::default(),
         tuning: Default::default(),
+        virtual_tokens: None,
         lora: LoraConfig::default(),
         preference: None,
         seed: 42,

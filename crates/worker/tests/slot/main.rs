@@ -157,6 +157,7 @@ fn hyperparameters() -> ResolvedHyperparameters {
         quantization: Default::default(),
         precision: Default::default(),
         tuning: Default::default(),
+        virtual_tokens: None,
         lora: LoraConfig::default(),
         preference: None,
         seed: 1,
