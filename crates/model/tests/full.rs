@@ -192,7 +192,7 @@ fn a_saved_model_is_a_model_folder_and_loads_with_the_same_bits() {
         // Answers too.
         let prompt = &case.batch.input_ids[..7];
         let logits = |decoder: &Decoder, adapter| {
-            let mut cache = KvCache::new(decoder, 16, Some(adapter));
+            let mut cache = KvCache::new(decoder, 16, adapter);
             let _ = decoder.extend(&mut cache, prompt, adapter);
             decoder.extend_each(&mut [(&mut cache, 3)], adapter)
         };

@@ -1,9 +1,8 @@
 //! Requested hyperparameters and options: checked at creation, resolved once the files are counted.
 
 use domain::hyperparameters::{
-    EarlyStopping, EarlyStoppingRequest, FULL_RATE_DIVISOR, Precision, Quantization, Schedule,
-    TARGET_MODULES, Tuning, VIRTUAL_TOKENS_LEARNING_RATE, auto_batch_size, auto_epochs,
-    auto_learning_rate,
+    EarlyStopping, EarlyStoppingRequest, FULL_RATE_DIVISOR, Precision, Schedule, TARGET_MODULES,
+    Tuning, VIRTUAL_TOKENS_LEARNING_RATE, auto_batch_size, auto_epochs, auto_learning_rate,
 };
 use domain::plan::{LoraConfig, ResolvedHyperparameters};
 use domain::preference::{LEARNING_RATE_DIVISOR, LossType};
@@ -247,16 +246,7 @@ pub(crate) fn resolve(
     let total_steps = steps_per_epoch * u64::from(n_epochs);
     let multiplier = wish.learning_rate_multiplier.unwrap_or_else(|| 1.0);
     let (tuning, quantization) = tuning_and_base(job, operator);
-    let supervised_rate = match tuning {
-        // The operator's rate is for what the operator's jobs train when they do not say.
-        _ if tuning == operator.tuning.unwrap_or_default() => operator.learning_rate,
-        _ => None,
-    };
-    let supervised_rate = supervised_rate.unwrap_or_else(|| match tuning {
-        Tuning::Lora => auto_learning_rate(measured.hidden_size),
-        Tuning::Full => auto_learning_rate(measured.hidden_size) / FULL_RATE_DIVISOR,
-        Tuning::Prompt | Tuning::Prefix => VIRTUAL_TOKENS_LEARNING_RATE,
-    });
+    let supervised_rate = supervised_rate(tuning, operator, measured.hidden_size);
     let base_rate = match wish.preference {
         Some(_) => supervised_rate / LEARNING_RATE_DIVISOR,
         None => supervised_rate,
@@ -312,6 +302,17 @@ pub(crate) fn resolve(
     }
 }
 
+/// The learning rate of a multiplier of 1. The operator's is for what the operator's jobs train when they do
+/// not say.
+fn supervised_rate(tuning: Tuning, operator: &TrainingOptions, hidden_size: u64) -> f64 {
+    let is_default = tuning == operator.tuning.unwrap_or_default();
+    operator.learning_rate.filter(|_| is_default).unwrap_or_else(|| match tuning {
+        Tuning::Lora => auto_learning_rate(hidden_size),
+        Tuning::Full => auto_learning_rate(hidden_size) / FULL_RATE_DIVISOR,
+        Tuning::Prompt | Tuning::Prefix => VIRTUAL_TOKENS_LEARNING_RATE,
+    })
+}
+
 /// Tokens after which an example is cut: never more than the base model's context has room for.
 pub(crate) fn max_seq_len(
     job: &TrainingOptions,
@@ -358,6 +359,7 @@ fn resolve_lora(job: Option<&LoraRequest>, operator: Option<&LoraRequest>) -> Lo
 #[cfg(test)]
 mod tests {
     use super::*;
+    use domain::hyperparameters::Quantization;
     use serde_json::json;
 
     const MEASURED: Measured = Measured {

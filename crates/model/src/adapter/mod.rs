@@ -125,7 +125,7 @@ impl Adapter {
     pub(crate) fn decoder(&self) -> Option<&Decoder> {
         match &self.kind {
             Kind::Full(full) => Some(&full.decoder),
-            Kind::Lora(_) => None,
+            Kind::Lora(_) | Kind::Virtual(_) => None,
         }
     }
 
@@ -258,7 +258,7 @@ impl Adapter {
     fn rows(&self) -> Option<&Rows> {
         match &self.kind {
             Kind::Virtual(rows) => Some(rows),
-            Kind::Lora(_) => None,
+            Kind::Lora(_) | Kind::Full(_) => None,
         }
     }
 
@@ -351,7 +351,7 @@ impl Gradients {
         let flat = adapter.values.zeros_like();
         let whole = match &adapter.kind {
             Kind::Full(full) => Some(Rc::new(full.gradients(&flat))),
-            Kind::Lora(_) => None,
+            Kind::Lora(_) | Kind::Virtual(_) => None,
         };
         Self { flat, whole }
     }
