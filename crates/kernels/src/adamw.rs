@@ -1,10 +1,11 @@
 //! The optimizer's update over flat buffers.
 
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
+use crate::cuda::road;
+use crate::on_cpu;
 use crate::rows::Rows;
 use crate::simd::multiversion;
-use crate::{on_cpu, reference};
 use rayon::prelude::*;
 
 /// The settings of one update.
@@ -28,7 +29,7 @@ const BLOCK: usize = 1 << 16;
 /// One AdamW update in place, as torch.optim.AdamW defines it. All four tensors are flat f32 of one length.
 pub fn adamw(values: &Tensor, grads: &Tensor, m: &Tensor, v: &Tensor, settings: AdamW) {
     if !on_cpu(values) {
-        return reference::adamw(values, grads, m, v, settings);
+        return road::adamw(values, grads, m, v, settings);
     }
     let (values, grads, m, v) = (Rows::of(values), Rows::of(grads), Rows::of(m), Rows::of(v));
     let len = values.width;
@@ -44,18 +45,18 @@ pub fn adamw(values: &Tensor, grads: &Tensor, m: &Tensor, v: &Tensor, settings: 
 
 #[derive(Clone, Copy)]
 pub(crate) struct Factors {
-    grad_scale: f32,
-    beta1: f32,
-    beta2: f32,
+    pub grad_scale: f32,
+    pub beta1: f32,
+    pub beta2: f32,
     /// 1 − β, rounded once: in f32 arithmetic 1 − 0.999 is off by 5e-5.
-    rest1: f32,
-    rest2: f32,
-    shrink: f32,
+    pub rest1: f32,
+    pub rest2: f32,
+    pub shrink: f32,
     /// learning rate / (1 − β1^step)
-    rate: f32,
+    pub rate: f32,
     /// 1 / √(1 − β2^step)
-    root: f32,
-    eps: f32,
+    pub root: f32,
+    pub eps: f32,
 }
 
 impl Factors {
@@ -94,7 +95,7 @@ multiversion! {
 /// Σ x² of a flat f32 tensor, accumulated in f64 in a fixed order. Not finite when any element is not.
 pub fn sum_of_squares(x: &Tensor) -> f64 {
     if !on_cpu(x) {
-        return x.to_kind(Kind::Double).square().sum(Kind::Double).double_value(&[]);
+        return road::sum_of_squares(x);
     }
     let x = Rows::of(x);
     let blocks: Vec<f64> = x.row(0).par_chunks(BLOCK).map(block_squares).collect();

@@ -16,11 +16,12 @@ use tch::Tensor;
 
 pub use self::backward::attention_backward;
 pub use self::cached::{CacheEnd, attend_caches};
+use crate::cuda::road;
+use crate::on_cpu;
 use crate::product::{Matrix, product_here};
 use crate::rows::Rows;
 use crate::segments::{Piece, Segment, Segments};
 use crate::simd::{cap, exp_sum, max, scale};
-use crate::{on_cpu, reference};
 
 /// How a packed row is divided.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -79,7 +80,7 @@ pub fn attention(
     log_sums: &Tensor,
 ) {
     if !on_cpu(qkv) {
-        return reference::attention(qkv, segments, shape, out, log_sums);
+        return road::attention(qkv, segments, shape, out, log_sums);
     }
     let (qkv, out, log_sums) = (Rows::of(qkv), Rows::of(out), Rows::of(log_sums));
     assert_eq!(qkv.width, shape.width());
@@ -205,7 +206,7 @@ pub fn cached_attention(
     out: &Tensor,
 ) {
     if !on_cpu(q) {
-        return reference::cached_attention(q, keys, values, cached, shape, out);
+        return road::cached_attention(q, keys, values, cached, shape, out);
     }
     let q = Rows::of(q);
     assert_eq!(q.width, shape.heads * shape.head_dim);

@@ -3,9 +3,10 @@
 use rayon::prelude::*;
 use tch::Tensor;
 
+use crate::cuda::road;
+use crate::on_cpu;
 use crate::rows::Rows;
 use crate::simd::{exp_sum, max, scale};
-use crate::{on_cpu, reference};
 
 /// Sums over target tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -60,7 +61,7 @@ pub fn cross_entropy_(logits: &Tensor, targets: &[i64], factors: Factors<'_>) ->
         assert_eq!(factors.len(), targets.len(), "one factor per target");
     }
     if !on_cpu(logits) {
-        return reference::cross_entropy_(logits, targets, factors);
+        return road::cross_entropy_(logits, targets, factors);
     }
     sum(&for_each_row(logits, targets, |n, row| {
         let (target, factor) = (targets[n] as usize, factors.of(n));
@@ -74,7 +75,7 @@ pub fn cross_entropy_(logits: &Tensor, targets: &[i64], factors: Factors<'_>) ->
 /// As [`cross_entropy_`] without the gradient; the logits' contents are lost all the same.
 pub fn cross_entropy_loss(logits: &Tensor, targets: &[i64]) -> TokenLoss {
     if !on_cpu(logits) {
-        return reference::cross_entropy_(logits, targets, Factors::Equal(0.0));
+        return road::cross_entropy_loss(logits, targets);
     }
     sum(&for_each_row(logits, targets, |n, row| loss_of_row(row, targets[n] as usize)))
 }
@@ -84,7 +85,7 @@ pub fn cross_entropy_loss(logits: &Tensor, targets: &[i64]) -> TokenLoss {
 /// Shapes as in [`cross_entropy_`].
 pub fn target_logs(logits: &Tensor, targets: &[i64]) -> Vec<TargetLog> {
     if !on_cpu(logits) {
-        return reference::target_logs(logits, targets);
+        return road::target_logs(logits, targets);
     }
     let rows = for_each_row(logits, targets, |n, row| loss_of_row(row, targets[n] as usize));
     rows.iter().map(|row| TargetLog { log_p: -row.loss, correct: row.correct }).collect()

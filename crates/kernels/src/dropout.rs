@@ -3,6 +3,7 @@
 
 use tch::Tensor;
 
+use crate::cuda::road;
 use crate::on_cpu;
 use crate::rows::{Rows, for_rows};
 
@@ -10,16 +11,11 @@ use crate::rows::{Rows, for_rows};
 /// same mask, so the backward pass is the same call on the gradient. Shapes: x, out `[T, D]`.
 pub fn dropout(x: &Tensor, rate: f64, seed: u64, out: &Tensor) {
     if !on_cpu(x) {
-        // The mask must be the same on every device: computed here, then moved.
-        let mask = Tensor::ones(x.size(), (tch::Kind::Float, tch::Device::Cpu));
-        dropout(&mask, rate, seed, &mask);
-        out.shallow_clone().copy_(&(x * mask.to_device(x.device())));
-        return;
+        return road::dropout(x, rate, seed, out);
     }
     let (x, out) = (Rows::of(x), Rows::of(out));
     assert!(x.len == out.len && x.width == out.width);
-    let keep = 1.0 / (1.0 - rate) as f32;
-    let threshold = (rate * (1u64 << 32) as f64) as u64;
+    let Mask { keep, threshold } = Mask::new(rate);
     for_rows(x.len, |t| {
         for i in 0..out.width {
             let drop = mix(seed ^ ((t as u64) << 32 | i as u64)) >> 32 < threshold;
@@ -28,6 +24,20 @@ pub fn dropout(x: &Tensor, rate: f64, seed: u64, out: &Tensor) {
             unsafe { *out.pointer(t, i) = if drop { 0.0 } else { *x.pointer(t, i) * keep } };
         }
     });
+}
+
+/// What a rate means to the mask.
+pub(crate) struct Mask {
+    /// The factor on what is kept.
+    pub keep: f32,
+    /// Elements whose 32 random bits are below it are dropped.
+    pub threshold: u64,
+}
+
+impl Mask {
+    pub fn new(rate: f64) -> Self {
+        Self { keep: 1.0 / (1.0 - rate) as f32, threshold: (rate * (1u64 << 32) as f64) as u64 }
+    }
 }
 
 /// SplitMix64's finaliser: every input bit reaches every output bit.

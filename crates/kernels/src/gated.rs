@@ -2,9 +2,10 @@
 
 use tch::Tensor;
 
+use crate::cuda::road;
+use crate::on_cpu;
 use crate::rows::{Rows, for_rows};
 use crate::simd::{multiversion, sigmoid, tanh};
-use crate::{on_cpu, reference};
 
 /// What the gate goes through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,7 +19,7 @@ pub enum Activation {
 /// `out = f(gate) ⊙ up`. Shapes: gate_up `[T, 2F]` (gate first), out `[T, F]`.
 pub fn gated(activation: Activation, gate_up: &Tensor, out: &Tensor) {
     if !on_cpu(gate_up) {
-        return reference::gated(activation, gate_up, out);
+        return road::gated(activation, gate_up, out);
     }
     let (gate_up, out) = (Rows::of(gate_up), Rows::of(out));
     assert!(gate_up.len == out.len && gate_up.width == 2 * out.width);
@@ -58,7 +59,7 @@ multiversion! {
 /// result (which the adapter's gradient needs again). Shapes as there.
 pub fn gated_backward_(activation: Activation, gate_up: &Tensor, d_out: &Tensor) {
     if !on_cpu(gate_up) {
-        return reference::gated_backward_(activation, gate_up, d_out);
+        return road::gated_backward_(activation, gate_up, d_out);
     }
     let (gate_up, d_out) = (Rows::of(gate_up), Rows::of(d_out));
     assert!(gate_up.len == d_out.len && gate_up.width == 2 * d_out.width);

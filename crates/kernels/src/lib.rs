@@ -18,7 +18,7 @@ mod adamw_8bit;
 mod attention;
 mod compact;
 mod cross_entropy;
-mod cuda;
+pub mod cuda;
 mod dropout;
 mod gated;
 mod half;

@@ -4,8 +4,9 @@
 use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
+use crate::cuda::road;
+use crate::on_cpu;
 use crate::rows::{Rows, bytes};
-use crate::{on_cpu, reference};
 
 /// Weights under one absmax, and absmax codes under one of theirs.
 pub(crate) const BLOCK: usize = 64;
@@ -35,7 +36,7 @@ pub fn nf4_dequantise(weight: &Nf4, out: &Tensor) {
         return out.shallow_clone().copy_(&dense);
     }
     if !on_cpu(out) {
-        return reference::nf4_dequantise(weight, out);
+        return road::nf4_dequantise(weight, out);
     }
     let len = out.numel();
     let (codes, absmax) = (bytes(&weight.codes), bytes(&weight.absmax));

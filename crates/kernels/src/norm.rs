@@ -2,9 +2,10 @@
 
 use tch::Tensor;
 
+use crate::cuda::road;
+use crate::on_cpu;
 use crate::rows::{Rows, for_rows};
 use crate::simd::{lane_sum, multiversion};
-use crate::{on_cpu, reference};
 
 /// `out[t] = x[t] · rstd[t] ⊙ weight`, `rstd[t] = 1/√(mean(x[t]²) + eps)`. A row may hold several segments of the
 /// weight's width (the heads of a query), each with a norm of its own.
@@ -12,7 +13,7 @@ use crate::{on_cpu, reference};
 /// Shapes: x, out `[T, n·D]`; weight `[D]`; rstd `[T, n]`, written for the backward pass.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64, out: &Tensor, rstd: &Tensor) {
     if !on_cpu(x) {
-        return reference::rms_norm(x, weight, eps, out, rstd);
+        return road::rms_norm(x, weight, eps, out, rstd);
     }
     let (x, weight, out) = (Rows::of(x), Rows::of(weight), Rows::of(out));
     assert!(x.len == out.len && x.width == out.width);
@@ -50,7 +51,7 @@ multiversion! {
 /// Shapes: dy, x, dx `[T, n·D]`; weight `[D]`; rstd `[T, n]`.
 pub fn rms_norm_backward(dy: &Tensor, x: &Tensor, weight: &Tensor, rstd: &Tensor, dx: &Tensor) {
     if !on_cpu(x) {
-        return reference::rms_norm_backward(dy, x, weight, rstd, dx);
+        return road::rms_norm_backward(dy, x, weight, rstd, dx);
     }
     let (dy, x, weight) = (Rows::of(dy), Rows::of(x), Rows::of(weight));
     let (rstd, dx) = (per_segment(rstd, &x, &weight), Rows::of(dx));

@@ -4,7 +4,7 @@
 //! Same contracts as the functions of the same names at the crate's root. All arithmetic is f32: bf16 is widened
 //! where it is read, and rounded where it is written.
 
-use tch::{IndexOp, Kind, Tensor};
+use tch::{Device, IndexOp, Kind, Tensor};
 
 use crate::adamw_8bit::STEPS;
 use crate::nf4::{BLOCK, NESTED_BLOCK};
@@ -151,7 +151,7 @@ pub fn target_logs(logits: &Tensor, targets: &[i64]) -> Vec<TargetLog> {
     let top = logits.max_dim(-1, true).0;
     let correct = logits.gather(1, &index, false).eq_tensor(&top).view([-1]);
     let numbers = |t: &Tensor| -> Vec<f64> {
-        let t = t.to_device(tch::Device::Cpu).to_kind(Kind::Double);
+        let t = t.to_device(Device::Cpu).to_kind(Kind::Double);
         Vec::try_from(t).expect("a vector of doubles")
     };
     let pairs = numbers(&log_p).into_iter().zip(numbers(&correct));
@@ -198,6 +198,17 @@ pub fn adamw_8bit(
     };
     keep(&m, &moments.m, first, &moments.m_absmax);
     keep(&v, &moments.v, second, &moments.v_absmax);
+}
+
+pub fn sum_of_squares(x: &Tensor) -> f64 {
+    x.to_kind(Kind::Double).square().sum(Kind::Double).double_value(&[])
+}
+
+/// The mask must be the same on every device: it is computed on the CPU, then moved.
+pub fn dropout(x: &Tensor, rate: f64, seed: u64, out: &Tensor) {
+    let mask = Tensor::ones(x.size(), (Kind::Float, Device::Cpu));
+    crate::dropout(&mask, rate, seed, &mask);
+    write(out, &(x * mask.to_device(x.device())));
 }
 
 /// Queries of a segment, and the keys and values that they see, as `[heads, n, head_dim]`, keys and values

@@ -2,9 +2,10 @@
 
 use tch::{Device, Tensor};
 
+use crate::cuda::road;
+use crate::on_cpu;
 use crate::rows::{Rows, for_rows};
 use crate::simd::multiversion;
-use crate::{on_cpu, reference};
 
 /// Tables of cosines and sines, `[rows, rotated / 2]` each, where `rotated` ≤ `head_dim` is the number of leading
 /// elements of a head that are rotated.
@@ -49,7 +50,7 @@ impl Rotary {
 /// Shapes: x `[T, ≥ heads · head_dim]`; positions has T entries below `rotary.rows()`.
 pub fn rotate_(x: &Tensor, positions: &[i64], rotary: &Rotary, heads: usize, inverse: bool) {
     if !on_cpu(x) {
-        return reference::rotate_(x, positions, rotary, heads, inverse);
+        return road::rotate_(x, positions, rotary, heads, inverse);
     }
     let (x, cos, sin) = (Rows::of(x), Rows::of(&rotary.cos), Rows::of(&rotary.sin));
     assert_eq!(x.len, positions.len());

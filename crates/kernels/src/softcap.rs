@@ -2,14 +2,15 @@
 
 use tch::Tensor;
 
+use crate::cuda::road;
+use crate::on_cpu;
 use crate::rows::{Rows, for_rows};
 use crate::simd::{cap as cap_row, multiversion};
-use crate::{on_cpu, reference};
 
 /// Replaces each x by `cap · tanh(x / cap)`. Shape: x `[N, V]`.
 pub fn softcap_(x: &Tensor, cap: f64) {
     if !on_cpu(x) {
-        return reference::softcap_(x, cap);
+        return road::softcap_(x, cap);
     }
     let x = Rows::of(x);
     for_rows(x.len, |t| {
@@ -22,7 +23,7 @@ pub fn softcap_(x: &Tensor, cap: f64) {
 /// dy, y `[N, V]`.
 pub fn softcap_backward_(dy: &Tensor, y: &Tensor, cap: f64) {
     if !on_cpu(y) {
-        return reference::softcap_backward_(dy, y, cap);
+        return road::softcap_backward_(dy, y, cap);
     }
     let (dy, y) = (Rows::of(dy), Rows::of(y));
     assert!(dy.len == y.len && dy.width == y.width);

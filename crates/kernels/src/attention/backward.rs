@@ -7,10 +7,11 @@ use rayon::prelude::*;
 use tch::Tensor;
 
 use super::{AttentionShape, BLOCK, Block, Strided, block_scores, hide, product, tasks};
+use crate::cuda::road;
+use crate::on_cpu;
 use crate::rows::Rows;
 use crate::segments::{Segment, Segments};
 use crate::simd::{add_scaled, dot, exp_sum};
-use crate::{on_cpu, reference};
 
 /// The backward pass: `d_qkv` receives the gradients of q, k and v (all of them; nothing is added up).
 ///
@@ -28,7 +29,7 @@ pub fn attention_backward(
     d_qkv: &Tensor,
 ) {
     if !on_cpu(qkv) {
-        return reference::attention_backward(d_out, qkv, segments, shape, d_qkv);
+        return road::attention_backward(d_out, qkv, out, log_sums, segments, shape, d_qkv);
     }
     let saved = Saved {
         qkv: Rows::of(qkv),

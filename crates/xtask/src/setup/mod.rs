@@ -5,6 +5,7 @@
 //! about the rest. Nothing outside `.deps` is written.
 
 mod base_model;
+mod cuda_kernels;
 mod libtorch;
 mod packages;
 mod postgres;
@@ -30,6 +31,7 @@ pub fn run(workspace: &Workspace, cuda: bool) -> Result {
     let _lock = lock(workspace)?;
     toolchain::check(workspace)?;
     libtorch::install(workspace, cuda)?;
+    cuda_kernels::install(workspace)?;
     base_model::install(workspace)?;
     postgres::install(workspace)?;
     python::install(workspace, "python", "OpenAI SDK and pytest", 65)

@@ -1,4 +1,13 @@
-//! CUDA by presence: the engine links against the CPU libraries alone and loads the CUDA ones if they are there.
+//! CUDA by presence: the engine links against the CPU libraries alone. libtorch's CUDA part and the driver are
+//! loaded when they are there; the project's own kernels are embedded as machine code, made ahead.
+//!
+//! The functions of [`road`] have the contracts of those of the same names at the crate's root, for tensors that
+//! are not on the CPU: the kernel of `cuda/*.cu` when it can run, else the plain-tch reference.
+
+mod driver;
+pub mod plan;
+pub(crate) mod road;
+mod staged;
 
 use std::mem::forget;
 
@@ -26,4 +35,17 @@ pub fn load_cuda() -> Result<bool, String> {
             }
         }
     }
+}
+
+/// The images that this build embeds.
+pub mod images {
+    include!(concat!(env!("OUT_DIR"), "/images.rs"));
+}
+
+/// Makes the kernels of a CUDA device ready and says which image runs there.
+///
+/// # Errors
+/// Why they cannot run; everything is then computed by libtorch's operations, slower.
+pub fn kernels_of(device: usize) -> Result<&'static str, String> {
+    driver::gpu(device).map(|gpu| gpu.image)
 }

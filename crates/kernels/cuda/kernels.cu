@@ -1,0 +1,12 @@
+// All kernels in one translation unit: one image to embed and to load.
+#include "adamw.cu"
+#include "attention.cu"
+#include "attention_backward.cu"
+#include "cached_attention.cu"
+#include "cross_entropy.cu"
+#include "dropout.cu"
+#include "gated.cu"
+#include "nf4.cu"
+#include "norm.cu"
+#include "rope.cu"
+#include "softcap.cu"
