@@ -26,7 +26,10 @@ impl Fault {
         let memory = ["out of memory", "can't allocate memory", "cublas_status_alloc_failed"];
         if memory.iter().any(|words| lower.contains(words)) {
             Self::OutOfMemory(text)
-        } else if ["cuda error", "cudnn error", "cublas_status"].iter().any(|w| lower.contains(w)) {
+        } else if ["cuda error", "cuda driver", "cudnn error", "cublas_status"]
+            .iter()
+            .any(|w| lower.contains(w))
+        {
             Self::DeviceLost(text)
         } else {
             Self::Internal(text)

@@ -79,6 +79,12 @@ fn start(cuda: Result<bool, String>) -> Result<Option<(Decoder, ChatTokenizer, R
         return Ok(None);
     };
     let device = usable_device(options.device, cuda)?;
+    if let Device::Cuda(number) = device {
+        match kernels::cuda::kernels_of(number) {
+            Ok(image) => eprintln!("own CUDA kernels: the {image} image"),
+            Err(reason) => eprintln!("no CUDA kernels of our own, so slower: {reason}"),
+        }
+    }
     let threads = match options.threads {
         Some(threads) => threads,
         None => std::thread::available_parallelism().map_or(1, |cores| cores.get()),
