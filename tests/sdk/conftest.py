@@ -11,12 +11,17 @@ KEY = "a key with spaces"
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
-    """Shows the end of the server's log beside a failure."""
+    """Shows a failure with the ends of the logs when it happens: a run that is ended has no summary."""
     report = (yield).get_result()
-    if report.when == "call" and report.failed:
-        for value in item.funcargs.values():
-            if isinstance(value, daemon.Server):
-                report.sections.append((value.process.log.name, value.process.tail()))
+    if not report.failed:
+        return
+    terminal = item.config.get_terminal_writer()
+    terminal.line(f"\n{report.nodeid} ({report.when}, {report.duration:.0f} s)\n{report.longreprtext}")
+    for value in item.funcargs.values():
+        if isinstance(value, daemon.Server):
+            for process in value.processes():
+                terminal.line(f"--- {process.log.name}\n{process.tail()}")
+    terminal.flush()
 
 
 @pytest.fixture(scope="session")

@@ -120,6 +120,10 @@ class Server:
 
         eventually(probe, START_SECONDS, "server ready")
 
+    def processes(self):
+        """Those whose logs explain a failure."""
+        return [self.process]
+
     def status(self, path):
         try:
             with urllib.request.urlopen(self.root_url + path, timeout=5) as answer:

@@ -81,7 +81,14 @@ def steps(client, job_id):
 
 
 def wait_for_step(client, job_id, step, seconds=120):
-    eventually(lambda: step in steps(client, job_id), seconds, f"step {step} of {job_id}")
+    def probe():
+        if step in steps(client, job_id):
+            return True
+        job = client.fine_tuning.jobs.retrieve(job_id)
+        assert job.status not in TERMINAL - {"succeeded"}, f"{job.status}: {job.error}"
+        return False
+
+    eventually(probe, seconds, f"step {step} of {job_id}")
 
 
 def result_csv(client, job):

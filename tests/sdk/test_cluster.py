@@ -68,6 +68,9 @@ class Cluster(daemon.Server):
         super().start()
         self.worker.start()
 
+    def processes(self):
+        return [self.process, self.worker]
+
 
 def secret(printed):
     """The key in what `keys create` printed: the last word of the line that holds it."""

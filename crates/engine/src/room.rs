@@ -37,12 +37,21 @@ fn field(path: &Path, name: &str) -> Option<u64> {
     Some(kilobytes * 1024)
 }
 
-/// What a container's control group (version 2) leaves; none without a limit. Its file cache is counted
-/// as used, though the kernel would give it up.
+/// What a container's control group (version 2) leaves; none without a limit. The group's file cache does
+/// not count as used: the kernel gives it up before it ends a process, and after a while of reading and
+/// writing it fills every group to its limit.
 fn group_leaves(folder: &Path) -> Option<u64> {
-    let number = |name: &str| fs::read_to_string(folder.join(name)).ok()?.trim().parse().ok();
-    let limit: u64 = number("memory.max")?;
-    Some(limit.saturating_sub(number("memory.current")?))
+    let text = |name: &str| fs::read_to_string(folder.join(name)).ok();
+    let number = |name: &str| text(name)?.trim().parse::<u64>().ok();
+    let limit = number("memory.max")?;
+    let statistics = text("memory.stat").unwrap_or_default();
+    let cache: u64 = statistics
+        .lines()
+        .filter_map(|line| line.split_once(' '))
+        .filter(|(name, _)| matches!(*name, "active_file" | "inactive_file"))
+        .filter_map(|(_, bytes)| bytes.trim().parse::<u64>().ok())
+        .sum();
+    Some(limit.saturating_sub(number("memory.current")?.saturating_sub(cache)))
 }
 
 #[cfg(test)]
@@ -68,5 +77,7 @@ mod tests {
         assert_eq!(group_leaves(folder.path()), None);
         write("memory.max", "10000\n");
         assert_eq!(group_leaves(folder.path()), Some(5904));
+        write("memory.stat", "anon 96\nfile 4000\nactive_file 1000\ninactive_file 2500\nshmem 500\n");
+        assert_eq!(group_leaves(folder.path()), Some(9404));
     }
 }
