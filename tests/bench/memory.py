@@ -32,7 +32,13 @@ SHAPES = {
 # Hyperparameters, and the words that say the same to `finetuned estimate`.
 SETTINGS = {
     "lora r=16": ({}, []),
+    "qlora r=16": ({"quantization": "nf4"}, ["--method", "qlora"]),
+    "full": ({"tuning": "full"}, ["--method", "full"]),
+    "prompt": ({"tuning": "prompt", "virtual_tokens": 20}, ["--method", "prompt"]),
+    "prefix": ({"tuning": "prefix", "virtual_tokens": 20}, ["--method", "prefix"]),
     "lora r=64": ({"lora": engine.lora(64)}, ["--rank", "64"]),
+    "8-bit": ({"lora": engine.lora(64), "optimizer": "adamw_8bit"}, ["--rank", "64", "--optimizer", "adamw_8bit"]),
+    "full 8-bit": ({"tuning": "full", "optimizer": "adamw_8bit"}, ["--method", "full", "--optimizer", "adamw_8bit"]),
     "mlp again": ({"gradient_checkpointing": "mlp"}, ["--gradient-checkpointing", "mlp"]),
     "all again": ({"gradient_checkpointing": "full"}, ["--gradient-checkpointing", "full"]),
 }
@@ -44,7 +50,8 @@ MIB = 1 << 20
 
 def arguments():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--quick", action="store_true", help="two shapes, two settings, two lengths")
+    parser.add_argument("--quick", action="store_true", help="two shapes and two lengths")
+    parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     return parser.parse_args()
 
@@ -81,7 +88,7 @@ def measure(model, rows, length, hyperparameters, folder, threads):
     plan = engine.plan(
         rows, output, batch_size=1, max_seq_len=length, micro_batch_tokens=length, **hyperparameters
     )
-    with engine.Engine(model, threads) as running:
+    with engine.Engine(model, threads, hyperparameters.get("quantization", "none")) as running:
         running.wait_until_ready()
         running.forget_peak()
         for _ in running.train(plan):
@@ -93,7 +100,7 @@ def measure(model, rows, length, hyperparameters, folder, threads):
 
 def expected(model, length, words):
     command = [
-        os.environ["FINETUNED_BIN"], "estimate", model, "--precision", "f32", "--json",
+        os.environ["FINETUNED_BIN"], "estimate", model, "--precision", "fp32", "--json",
         "--tokens", str(length), *words,
     ]
     found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
@@ -110,7 +117,8 @@ def main():
         print(f"{'shape':10}{'setting':12}{'tokens':>8}{'measured':>10}{'expected':>10}{'error':>8}  MiB")
         for shape in list(SHAPES)[:few]:
             model = random_model(shape, real, folder)
-            for setting, (hyperparameters, words) in list(SETTINGS.items())[:few]:
+            for setting in options.settings:
+                hyperparameters, words = SETTINGS[setting]
                 for length in LENGTHS[:few]:
                     rows = rows_of(length, folder)
                     peak = measure(model, rows, length, hyperparameters, folder, options.threads)

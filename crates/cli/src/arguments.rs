@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use domain::hyperparameters::GradientCheckpointing;
+use domain::hyperparameters::{GradientCheckpointing, OptimizerKind, Quantization};
+use serde::de::{DeserializeOwned, IntoDeserializer as _, value};
 
 use crate::config::Flag;
 
@@ -171,15 +172,27 @@ pub struct Estimate {
     /// Rank of the adapters, on all linear layers
     #[arg(long, default_value_t = 16)]
     pub rank: u64,
+    /// Virtual tokens of prompt and prefix tuning
+    #[arg(long, default_value_t = 20)]
+    pub virtual_tokens: u64,
+    /// Of the base model's linear layers: none or nf4 (qlora has nf4)
+    #[arg(long, default_value = "none", value_parser = named::<Quantization>)]
+    pub quantization: Quantization,
+    /// Who updates what is trained: adamw or adamw_8bit
+    #[arg(long, default_value = "adamw", value_parser = named::<OptimizerKind>)]
+    pub optimizer: OptimizerKind,
     /// Tokens of the largest micro-batch
     #[arg(long, default_value_t = 2048)]
     pub tokens: u64,
     /// What is computed again instead of kept: none, mlp or full
-    #[arg(long, default_value = "none", value_parser = checkpointing)]
+    #[arg(long, default_value = "none", value_parser = named::<GradientCheckpointing>)]
     pub gradient_checkpointing: GradientCheckpointing,
-    /// f32 on a CPU, bf16 on a GPU
+    /// fp32 on a CPU, bf16 on a GPU
     #[arg(long, value_enum, default_value_t = EstimatePrecision::Bf16)]
     pub precision: EstimatePrecision,
+    /// The job learns from preference pairs
+    #[arg(long)]
+    pub pairs: bool,
     /// The job has a validation file
     #[arg(long)]
     pub validation: bool,
@@ -192,17 +205,19 @@ pub enum TrainedKind {
     Lora,
     Qlora,
     Full,
+    Prompt,
+    Prefix,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum EstimatePrecision {
-    F32,
+    Fp32,
     Bf16,
 }
 
-fn checkpointing(text: &str) -> Result<GradientCheckpointing, String> {
-    let found = GradientCheckpointing::ALL.into_iter().find(|known| known.as_str() == text);
-    found.ok_or_else(|| format!("'{text}' is none of none, mlp, full"))
+/// A value by the name that the API has for it.
+fn named<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+    T::deserialize(text.into_deserializer()).map_err(|error: value::Error| error.to_string())
 }
 
 #[derive(Debug, Subcommand)]

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
+use domain::hyperparameters::Quantization;
 use domain::memory::{Estimate, ExtraNorms, ModelShape, Precision, Trained, Workload, estimate};
 use serde_json::{Value, json};
 
@@ -104,23 +105,27 @@ fn shape_of(model: &str) -> Result<ModelShape> {
 }
 
 fn workload(asked: &arguments::Estimate, method: TrainedKind) -> Workload {
-    let rank = asked.rank;
+    let (rank, tokens) = (asked.rank, asked.virtual_tokens);
+    let quantised = asked.quantization == Quantization::Nf4;
     Workload {
         trained: match method {
-            TrainedKind::Lora => Trained::Lora { rank },
-            TrainedKind::Qlora => Trained::Qlora { rank },
+            TrainedKind::Lora if !quantised => Trained::Lora { rank },
+            TrainedKind::Lora | TrainedKind::Qlora => Trained::Qlora { rank },
+            TrainedKind::Prompt => Trained::Prompt { tokens, quantised },
+            TrainedKind::Prefix => Trained::Prefix { tokens, quantised },
             TrainedKind::Full => Trained::Full,
         },
-        optimizer: Default::default(),
+        optimizer: asked.optimizer,
         precision: match asked.precision {
-            EstimatePrecision::F32 => Precision::F32,
+            EstimatePrecision::Fp32 => Precision::F32,
             EstimatePrecision::Bf16 => Precision::Bf16,
         },
         tokens: asked.tokens,
         target_tokens: asked.tokens,
         gradient_checkpointing: asked.gradient_checkpointing,
-        has_validation: asked.validation,
-        keeps_logits: false,
+        // The reference of pairs is a pass without gradients too.
+        has_validation: asked.validation || asked.pairs,
+        keeps_logits: asked.pairs,
     }
 }
 
