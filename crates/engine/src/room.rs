@@ -77,7 +77,10 @@ mod tests {
         assert_eq!(group_leaves(folder.path()), None);
         write("memory.max", "10000\n");
         assert_eq!(group_leaves(folder.path()), Some(5904));
-        write("memory.stat", "anon 96\nfile 4000\nactive_file 1000\ninactive_file 2500\nshmem 500\n");
+        write(
+            "memory.stat",
+            "anon 96\nfile 4000\nactive_file 1000\ninactive_file 2500\nshmem 500\n",
+        );
         assert_eq!(group_leaves(folder.path()), Some(9404));
     }
 }
