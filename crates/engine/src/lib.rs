@@ -6,10 +6,14 @@
 //! [`generate::Generation`]s (one token each). Everything runs in one thread, so results depend on
 //! the plans alone and never on timing. The library half exists for the tests; the product is the
 //! binary `finetuned-engine`. It knows nothing of leases, uploads or HTTP: that is the worker's
-//! part.
+//! part. Beside the
+//! engine there are two commands about devices: [`check`] and [`measure`].
 
+pub mod check;
+pub mod device;
 pub mod failure;
 pub mod generate;
+pub mod measure;
 pub mod protocol;
 pub mod room;
 pub mod scheduler;

@@ -2,7 +2,7 @@
 //! input.
 //!
 //! Exit codes: 0 at the end of the input, 2 when it cannot start (one line on standard error says
-//! why), 3 when its device is lost.
+//! why), 3 when its device is lost. `check-device` ends with 1 when a check failed.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -17,13 +17,16 @@ use domain::engine::Reply;
 use engine::protocol::{Replies, read_commands};
 use engine::room::Room;
 use engine::scheduler::Scheduler;
+use engine::{check, device, measure};
 use model::{Decoder, Form, Precision, Quantization};
-use tch::{Cuda, Device};
+use tch::Device;
 
 const USAGE: &str = "\
 usage: finetuned-engine --model FOLDER [--quantization none|nf4] [--precision auto|fp32|bf16]
                         [--device cpu|cuda:N]
                         [--threads N] [--memory BYTES]
+       finetuned-engine check-device [--device cpu|cuda:N] [--fixtures FOLDER] [--json]
+       finetuned-engine measure --config FILE [--device cpu|cuda:N] ...
 
 Trains and answers with one base model. Commands are JSON lines on standard input, replies
 JSON lines on standard output; started by a worker, not by hand.
@@ -33,7 +36,10 @@ JSON lines on standard output; started by a worker, not by hand.
   --precision NUMBERS  what it computes with: fp32, bf16, or auto (default): bf16 on a GPU
   --device DEVICE      cpu (default) or cuda:N
   --threads N          CPU threads (default: all cores)
-  --memory BYTES       what this process may take on the CPU (default: what the machine has free)";
+  --memory BYTES       what this process may take on the CPU (default: what the machine has free)
+
+check-device proves the kernels on a device against libtorch's operations; measure times training
+steps of a shape with random weights. Both say more with --help.";
 
 const EXIT_CANNOT_START: u8 = 2;
 const EXIT_LOST: u8 = 3;
@@ -41,7 +47,13 @@ const EXIT_LOST: u8 = 3;
 fn main() -> ExitCode {
     // Before anything of libtorch runs: its CUDA part registers itself when it is loaded.
     let cuda = kernels::load_cuda();
-    let (decoder, tokenizer, room) = match start(cuda) {
+    let mut arguments = std::env::args().skip(1);
+    match arguments.next().as_deref() {
+        Some("check-device") => return exit(check::run(arguments, &cuda)),
+        Some("measure") => return exit(measure::run(arguments, &cuda).map(|()| true)),
+        _ => {}
+    }
+    let (decoder, tokenizer, room) = match start(&cuda) {
         Ok(Some(loaded)) => loaded,
         Ok(None) => return ExitCode::SUCCESS,
         Err(error) => {
@@ -58,6 +70,18 @@ fn main() -> ExitCode {
     }
 }
 
+/// Of a command that is no engine: success, failure, or why there was neither.
+fn exit(outcome: Result<bool>) -> ExitCode {
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("finetuned-engine: {error:#}");
+            ExitCode::from(EXIT_CANNOT_START)
+        }
+    }
+}
+
 fn serve(decoder: &Decoder, tokenizer: &Arc<ChatTokenizer>, room: Room) -> Result<()> {
     let (inputs, received) = channel();
     let mut replies = Replies::new(io::stdout().lock());
@@ -65,7 +89,7 @@ fn serve(decoder: &Decoder, tokenizer: &Arc<ChatTokenizer>, room: Room) -> Resul
     replies.send(&Reply::Ready {
         model_type: spec.model_type.clone(),
         parameters: decoder.parameters(),
-        device: device_name(decoder.device()),
+        device: device::name(decoder.device()),
         context_length: u32::try_from(spec.max_position_embeddings).unwrap_or(u32::MAX),
     })?;
     read_commands(inputs.clone());
@@ -73,25 +97,14 @@ fn serve(decoder: &Decoder, tokenizer: &Arc<ChatTokenizer>, room: Room) -> Resul
 }
 
 /// Everything up to `Ready`; none when only the usage was asked for.
-fn start(cuda: Result<bool, String>) -> Result<Option<(Decoder, ChatTokenizer, Room)>> {
+fn start(cuda: &Result<bool, String>) -> Result<Option<(Decoder, ChatTokenizer, Room)>> {
     let Some(options) = Options::parse(std::env::args().skip(1))? else {
         println!("{USAGE}");
         return Ok(None);
     };
-    let device = usable_device(options.device, cuda)?;
-    if let Device::Cuda(number) = device {
-        match kernels::cuda::kernels_of(number) {
-            Ok(image) => eprintln!("own CUDA kernels: the {image} image"),
-            Err(reason) => eprintln!("no CUDA kernels of our own, so slower: {reason}"),
-        }
-    }
-    let threads = match options.threads {
-        Some(threads) => threads,
-        None => std::thread::available_parallelism().map_or(1, |cores| cores.get()),
-    };
-    tch::set_num_threads(i32::try_from(threads).context("--threads is too large")?);
-    tch::set_num_interop_threads(1);
-    kernels::set_threads(threads);
+    let device = device::usable(options.device, cuda)?;
+    device::set_threads(options.threads)?;
+    device::prove_kernels(device)?;
     let began = Instant::now();
     let (decoder, tokenizer) = load(&options.model, device, options.form_on(device))?;
     eprintln!("loaded {} in {:.1} s", options.model.display(), began.elapsed().as_secs_f64());
@@ -137,7 +150,7 @@ impl Options {
                 "--model" => model = Some(PathBuf::from(value()?)),
                 "--quantization" => quantization = parse_quantization(&value()?)?,
                 "--precision" => precision = parse_precision(&value()?)?,
-                "--device" => device = parse_device(&value()?)?,
+                "--device" => device = device::parse(&value()?)?,
                 "--threads" => threads = Some(parse_threads(&value()?)?),
                 "--memory" => memory = Some(parse_memory(&value()?)?),
                 _ => bail!("unknown argument '{name}'; see --help"),
@@ -170,19 +183,6 @@ fn parse_precision(text: &str) -> Result<Option<Precision>> {
     }
 }
 
-fn parse_device(text: &str) -> Result<Device> {
-    match text.strip_prefix("cuda") {
-        None if text == "cpu" => Ok(Device::Cpu),
-        Some("") => Ok(Device::Cuda(0)),
-        Some(number) => number
-            .strip_prefix(':')
-            .and_then(|number| number.parse().ok())
-            .map(Device::Cuda)
-            .with_context(|| format!("--device {text}: expected cpu or cuda:N")),
-        None => bail!("--device {text}: expected cpu or cuda:N"),
-    }
-}
-
 fn parse_threads(text: &str) -> Result<usize> {
     match text.parse() {
         Ok(threads) if (1..=1024).contains(&threads) => Ok(threads),
@@ -192,28 +192,6 @@ fn parse_threads(text: &str) -> Result<usize> {
 
 fn parse_memory(text: &str) -> Result<u64> {
     text.parse().ok().with_context(|| format!("--memory {text}: expected a number of bytes"))
-}
-
-fn usable_device(device: Device, cuda: Result<bool, String>) -> Result<Device> {
-    let Device::Cuda(number) = device else { return Ok(device) };
-    match cuda {
-        Err(reason) => bail!("--device cuda:{number}: {reason}"),
-        Ok(false) => bail!("--device cuda:{number}: this installation's libtorch has no CUDA part"),
-        Ok(true) => {}
-    }
-    let count = Cuda::device_count();
-    if !usize::try_from(count).is_ok_and(|count| number < count) {
-        bail!("--device cuda:{number}: libtorch sees {count} CUDA devices");
-    }
-    Ok(device)
-}
-
-fn device_name(device: Device) -> String {
-    match device {
-        Device::Cpu => "cpu".to_owned(),
-        Device::Cuda(number) => format!("cuda:{number}"),
-        other => format!("{other:?}").to_lowercase(),
-    }
 }
 
 #[cfg(test)]
@@ -245,12 +223,5 @@ mod tests {
             let Err(error) = parse(args) else { panic!("{args:?} was accepted") };
             assert!(error.to_string().contains(word), "{args:?}: {error}");
         }
-    }
-
-    #[test]
-    fn a_device_that_is_not_there_is_refused() {
-        assert_eq!(usable_device(Device::Cpu, Ok(false)).unwrap(), Device::Cpu);
-        let error = usable_device(Device::Cuda(0), Ok(false)).unwrap_err();
-        assert!(error.to_string().contains("no CUDA part"), "{error}");
     }
 }

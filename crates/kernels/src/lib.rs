@@ -16,6 +16,7 @@
 mod adamw;
 mod adamw_8bit;
 mod attention;
+pub mod check;
 mod compact;
 mod cross_entropy;
 pub mod cuda;

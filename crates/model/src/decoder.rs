@@ -84,6 +84,15 @@ impl Decoder {
         load::load(dir, device, form.into())
     }
 
+    /// A model with random weights of the device's own generator, from the text of a `config.json`: for checks and
+    /// measurements of shapes that no file is at hand of.
+    ///
+    /// # Errors
+    /// When the family or an option of it is not supported.
+    pub fn random(config: &str, device: Device, form: Form) -> Result<Self, LoadError> {
+        load::random(config, device, form)
+    }
+
     pub fn form(&self) -> Form {
         self.form
     }

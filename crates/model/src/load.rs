@@ -14,7 +14,7 @@ use crate::layer::Layer;
 use crate::linear::Linear;
 use crate::rope::frequency_sets;
 use crate::spec::{self, DecoderSpec, Product};
-use crate::weight::{Scratch, Weight};
+use crate::weight::{Scratch, Weight, quantise, random_nf4};
 
 /// A model folder that cannot be used.
 #[derive(Debug, Error)]
@@ -37,8 +37,24 @@ const MAX_POSITIONS: usize = 131_072;
 pub(crate) fn load(dir: &Path, device: Device, form: Form) -> Result<Decoder, LoadError> {
     let spec = read_config(&dir.join("config.json"))?;
     let file = TensorFile::open_folder(dir)?;
+    build(dir, spec, Origin::File(file), device, form)
+}
+
+/// A model of a configuration with random weights, made on the device.
+pub(crate) fn random(config: &str, device: Device, form: Form) -> Result<Decoder, LoadError> {
+    let spec = parse_config("the configuration", config)?;
+    build(Path::new(""), spec, Origin::Random, device, form)
+}
+
+fn build(
+    dir: &Path,
+    spec: DecoderSpec,
+    origin: Origin,
+    device: Device,
+    form: Form,
+) -> Result<Decoder, LoadError> {
     let scratch = Scratch::new(form.precision.kind(), device);
-    let mut source = Source { file, device, parameters: 0, form, scratch };
+    let mut source = Source { origin, device, parameters: 0, form, scratch };
     let (v, d) = (spec.vocab_size as i64, spec.hidden_size as i64);
     let embedding = source.tensor(spec::EMBEDDING, &[v, d])?;
     let layers = (0..spec.num_hidden_layers)
@@ -77,14 +93,28 @@ fn read_config(path: &Path) -> Result<DecoderSpec, LoadError> {
     let name = || path.display().to_string();
     let text =
         std::fs::read_to_string(path).map_err(|source| LoadError::Read { path: name(), source })?;
-    let config = serde_json::from_str(&text)
-        .map_err(|error| LoadError::Config(format!("{}: {error}", name())))?;
-    read_spec(&config).map_err(|source| LoadError::Spec { path: name(), source })
+    parse_config(&name(), &text)
 }
+
+fn parse_config(name: &str, text: &str) -> Result<DecoderSpec, LoadError> {
+    let config = serde_json::from_str(text)
+        .map_err(|error| LoadError::Config(format!("{name}: {error}")))?;
+    read_spec(&config).map_err(|source| LoadError::Spec { path: name.to_owned(), source })
+}
+
+/// Where weights come from.
+enum Origin {
+    File(TensorFile),
+    /// libtorch's generator of the device.
+    Random,
+}
+
+/// The spread of random weights, as models are initialised.
+const SPREAD: f64 = 0.02;
 
 /// Weights by name, counted as they are taken.
 struct Source {
-    file: TensorFile,
+    origin: Origin,
     device: Device,
     parameters: u64,
     form: Form,
@@ -96,37 +126,45 @@ impl Source {
     /// In the type that the model computes with. bf16 goes from the mapped file into bf16 without a detour.
     fn tensor(&mut self, name: &str, shape: &[i64]) -> Result<Tensor, LoadError> {
         let kind = self.form.precision.kind();
-        self.check(name, shape)?;
-        let stored = self.file.get(name)?;
+        let Origin::File(file) = &self.origin else { return Ok(self.drawn(shape, kind)) };
+        check(file, name, shape)?;
+        let stored = file.get(name)?;
         if kind == Kind::BFloat16 && stored.dtype == Dtype::BF16 {
             let tensor = Tensor::from_data_size(stored.data, shape, kind);
             self.parameters += tensor.numel() as u64;
             return Ok(tensor.to_device(self.device));
         }
-        let values = self.values(name, shape)?;
+        let values = file.get_f32(name)?;
+        self.parameters += values.len() as u64;
         Ok(Tensor::from_slice(&values).view(shape).to_kind(kind).to_device(self.device))
     }
 
-    fn values(&mut self, name: &str, shape: &[i64]) -> Result<Vec<f32>, LoadError> {
-        self.check(name, shape)?;
-        let values = self.file.get_f32(name)?;
+    /// Values of a file, row by row.
+    fn values(&mut self, name: &str, shape: &[i64]) -> Result<Option<Vec<f32>>, LoadError> {
+        let Origin::File(file) = &self.origin else { return Ok(None) };
+        check(file, name, shape)?;
+        let values = file.get_f32(name)?;
         self.parameters += values.len() as u64;
-        Ok(values)
+        Ok(Some(values))
     }
 
-    fn check(&self, name: &str, shape: &[i64]) -> Result<(), LoadError> {
-        let found = self.file.get(name)?.shape.clone();
-        if !found.iter().map(|&n| n as i64).eq(shape.iter().copied()) {
-            let name = name.to_owned();
-            return Err(LoadError::Shape { name, found, expected: shape.to_vec() });
-        }
-        Ok(())
+    fn drawn(&mut self, shape: &[i64], kind: Kind) -> Tensor {
+        let mut tensor = Tensor::empty(shape, (kind, self.device));
+        self.parameters += tensor.numel() as u64;
+        tch::no_grad(|| tensor.normal_(0.0, SPREAD))
     }
 
     /// What a norm multiplies by, f32.
     fn norm(&mut self, spec: &DecoderSpec, name: &str, width: usize) -> Result<Tensor, LoadError> {
-        let weight =
-            Tensor::from_slice(&self.values(name, &[width as i64])?).to_device(self.device);
+        let weight = match self.values(name, &[width as i64])? {
+            Some(values) => Tensor::from_slice(&values).to_device(self.device),
+            // A norm begins as the identity.
+            None => {
+                self.parameters += width as u64;
+                let one = if spec.norm_plus_one { 0.0 } else { 1.0 };
+                Tensor::full([width as i64], one, (Kind::Float, self.device))
+            }
+        };
         Ok(if spec.norm_plus_one { weight + 1.0 } else { weight })
     }
 
@@ -147,10 +185,16 @@ impl Source {
             }
             Quantization::Nf4 => {
                 let weights = members().map(|(name, width)| {
-                    Ok((width, self.values(&named(name, "weight"), &[width, inner])?))
+                    Ok(match self.values(&named(name, "weight"), &[width, inner])? {
+                        Some(values) => (width, quantise(&values, self.device)),
+                        None => {
+                            self.parameters += (width * inner) as u64;
+                            (width, random_nf4(width * inner, SPREAD, self.device))
+                        }
+                    })
                 });
                 let weights = weights.collect::<Result<Vec<_>, LoadError>>()?;
-                Weight::nf4(&weights, inner, &self.scratch)
+                Weight::nf4(weights, inner, &self.scratch)
             }
         };
         // The linears of a product have biases all or none.
@@ -207,4 +251,13 @@ impl Source {
             residual_scale: spec.residual_scale,
         })
     }
+}
+
+fn check(file: &TensorFile, name: &str, shape: &[i64]) -> Result<(), LoadError> {
+    let found = file.get(name)?.shape.clone();
+    if !found.iter().map(|&n| n as i64).eq(shape.iter().copied()) {
+        let name = name.to_owned();
+        return Err(LoadError::Shape { name, found, expected: shape.to_vec() });
+    }
+    Ok(())
 }

@@ -42,10 +42,8 @@ impl Scratch {
 }
 
 impl Weight {
-    /// Quantises linears' weights, `(rows, row-major values)` each.
-    pub fn nf4(parts: &[(i64, Vec<f32>)], in_width: i64, scratch: &Scratch) -> Self {
-        let device = scratch.matrix(0, 0).device();
-        let parts = parts.iter().map(|(rows, values)| (*rows, quantise(values, device))).collect();
+    /// Of linears' quantised weights, each with its rows.
+    pub fn nf4(parts: Vec<(i64, Nf4)>, in_width: i64, scratch: &Scratch) -> Self {
         Self::Nf4(Quantised { parts, in_width, scratch: scratch.clone() })
     }
 
@@ -108,7 +106,24 @@ impl Weight {
     }
 }
 
-fn quantise(values: &[f32], device: Device) -> Nf4 {
+/// Random codes, as those of weights of this spread could be.
+pub(crate) fn random_nf4(len: i64, spread: f64, device: Device) -> Nf4 {
+    let bytes = |len: i64| Tensor::randint(256, [len], (Kind::Uint8, device));
+    let blocks = (len + 63) / 64;
+    // The largest of 64 normal numbers is about 2.4 times their spread.
+    let absmax = 2.4 * spread;
+    Nf4 {
+        codes: bytes((len + 1) / 2),
+        absmax: bytes(blocks),
+        nested_absmax: Tensor::full([(blocks + 255) / 256], 0.2 * absmax, (Kind::Float, device)),
+        offset: absmax as f32,
+        levels: Tensor::from_slice(&nf4::LEVELS).to_device(device),
+        absmax_levels: Tensor::from_slice(&nf4::absmax_levels()[..]).to_device(device),
+    }
+}
+
+/// As bitsandbytes does, to the last bit.
+pub(crate) fn quantise(values: &[f32], device: Device) -> Nf4 {
     let quantised = nf4::quantise(values, torch_mean);
     Nf4 {
         codes: Tensor::from_slice(&quantised.codes).to_device(device),

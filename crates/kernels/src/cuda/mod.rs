@@ -5,13 +5,18 @@
 //! are not on the CPU: the kernel of `cuda/*.cu` when it can run, else the plain-tch reference.
 
 mod driver;
+mod inspect;
 pub mod plan;
 pub(crate) mod road;
+pub(crate) mod roster;
 mod staged;
 
 use std::mem::forget;
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+
+pub use inspect::{DeviceFacts, EntryFacts, device_facts, entry_facts, entry_names, memory_taken};
+pub use roster::{ALL, switch_off, switched_off};
 
 /// Loads libtorch's CUDA libraries for the life of the process. Call first thing in `main`, before any tensor
 /// exists. `Ok(false)` means that this machine's libtorch has none, which is no fault.
@@ -27,7 +32,7 @@ pub fn load_cuda() -> Result<bool, String> {
             Ok(true)
         }
         Err(error) => {
-            let text = error.to_string();
+            let text = words(&error);
             if text.contains("libtorch_cuda.so: cannot open shared object file") {
                 Ok(false)
             } else {
@@ -35,6 +40,11 @@ pub fn load_cuda() -> Result<bool, String> {
             }
         }
     }
+}
+
+/// What the loader itself said; the error's own text is only that it failed.
+fn words(error: &libloading::Error) -> String {
+    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
 }
 
 /// The images that this build embeds.
@@ -48,4 +58,17 @@ pub mod images {
 /// Why they cannot run; everything is then computed by libtorch's operations, slower.
 pub fn kernels_of(device: usize) -> Result<&'static str, String> {
     driver::gpu(device).map(|gpu| gpu.image)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_library_that_is_missing_is_named_by_the_loader() {
+        // SAFETY: there is no such library.
+        let missing = unsafe { Library::open(Some("libnone_of_ours.so"), RTLD_NOW) };
+        let text = words(&missing.expect_err("no such library"));
+        assert!(text.starts_with("libnone_of_ours.so: cannot open shared object file"), "{text}");
+    }
 }

@@ -5,6 +5,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::driver::{Gpu, gpu};
 use super::plan::{self, Gradient, Launch};
+use super::roster::is_off;
 use super::staged::staged;
 use crate::{
     Activation, AdamW, AttentionShape, Factors, Nf4, Rotary, Segment, Segments, TargetLog,
@@ -22,9 +23,8 @@ fn gpu_of(tensor: &Tensor) -> Option<&'static Gpu> {
 /// Runs the planned launches, or tells that they cannot run.
 fn run<const N: usize>(device_of: &Tensor, plan: impl FnOnce() -> Option<[Launch; N]>) -> bool {
     let Some(gpu) = gpu_of(device_of) else { return false };
-    let Some(launches) = plan().filter(|all| all.iter().all(|launch| gpu.fits(launch))) else {
-        return false;
-    };
+    let may_run = |launch: &Launch| gpu.fits(launch) && !is_off(&launch.kernel);
+    let Some(launches) = plan().filter(|all| all.iter().all(may_run)) else { return false };
     for launch in &launches {
         if let Err(error) = gpu.launch(launch) {
             panic!("{error}");

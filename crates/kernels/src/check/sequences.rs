@@ -1,0 +1,92 @@
+//! Attention over packed documents and over a cache.
+
+use tch::{Kind, Tensor};
+
+use super::{Framed, On, Pair, wide};
+use crate::{AttentionShape, Segments, reference};
+
+/// One token, tile ends, a document that needs several tiles.
+const DOCUMENTS: [i32; 5] = [0, 1, 33, 36, 206];
+
+fn shape(heads: usize, kv_heads: usize, head_dim: usize) -> AttentionShape {
+    let scale = 1.0 / (head_dim as f64).sqrt();
+    AttentionShape { heads, kv_heads, head_dim, scale, window: None, softcap: None }
+}
+
+fn windowed(shape: AttentionShape, window: usize, softcap: Option<f64>) -> AttentionShape {
+    AttentionShape { window: Some(window), softcap, ..shape }
+}
+
+/// Heads narrower than, and as wide as, the kernels' widths; groups; windows that end inside a tile; caps.
+fn narrow() -> [AttentionShape; 3] {
+    [shape(3, 3, 8), shape(4, 2, 64), windowed(shape(2, 1, 64), 5, Some(3.0))]
+}
+
+fn wider() -> [AttentionShape; 3] {
+    [shape(4, 1, 128), shape(2, 1, 80), windowed(shape(2, 1, 128), 40, Some(2.0))]
+}
+
+fn widest() -> [AttentionShape; 3] {
+    [shape(2, 1, 256), shape(1, 1, 200), windowed(shape(2, 2, 256), 40, Some(5.0))]
+}
+
+pub(super) fn narrow_heads(on: &On) -> Vec<Pair> {
+    narrow().into_iter().flat_map(|shape| packed(on, shape)).collect()
+}
+
+pub(super) fn wide_heads(on: &On) -> Vec<Pair> {
+    wider().into_iter().flat_map(|shape| packed(on, shape)).collect()
+}
+
+pub(super) fn widest_heads(on: &On) -> Vec<Pair> {
+    widest().into_iter().flat_map(|shape| packed(on, shape)).collect()
+}
+
+fn packed(on: &On, shape: AttentionShape) -> Vec<Pair> {
+    let t = i64::from(DOCUMENTS[DOCUMENTS.len() - 1]);
+    let (width, out_width) = (shape.width() as i64, (shape.heads * shape.head_dim) as i64);
+    let (qkv, d_out) = (on.random(&[t, width]), on.random(&[t, out_width]));
+    let segments = Segments::documents(&DOCUMENTS);
+    let log_sums = on.room(&[t, shape.heads as i64]);
+    let (qkv_in, d_out_in) = (Framed::of(&qkv, 8), Framed::of(&d_out, 1));
+    let (out, d_qkv) = (Framed::room(on, [t, out_width], 5), Framed::room(on, [t, width], 8));
+    crate::attention(&qkv_in.view, &segments, shape, &out.view, &log_sums);
+    crate::attention_backward(
+        &d_out_in.view,
+        &qkv_in.view,
+        &out.view,
+        &log_sums,
+        &segments,
+        shape,
+        &d_qkv.view,
+    );
+    let (qkv, d_out) = (wide(&qkv), wide(&d_out));
+    let (expected, d_expected, sums) =
+        (d_out.empty_like(), qkv.empty_like(), log_sums.empty_like());
+    reference::attention(&qkv, &segments, shape, &expected, &sums);
+    reference::attention_backward(&d_out, &qkv, &segments, shape, &d_expected);
+    let margins = [out.margin(), d_qkv.margin()];
+    let results = [(out.view, expected), (log_sums, sums), (d_qkv.view, d_expected)];
+    margins.into_iter().chain(results).collect()
+}
+
+pub(super) fn cached(on: &On) -> Vec<Pair> {
+    let mut pairs = Vec::new();
+    for shape in [narrow(), wider(), widest()].concat() {
+        for (cached, new) in [(0, 1), (37, 3), (5, 1)] {
+            let (kv, q) = (shape.kv_heads * shape.head_dim, shape.heads * shape.head_dim);
+            let rows = (cached + new) as i64;
+            let [keys, values] = [0; 2].map(|_| on.random(&[rows, kv as i64]));
+            let q = on.random(&[new as i64, q as i64]);
+            let (keys_in, values_in) = (Framed::of(&keys, 3), Framed::of(&values, 0));
+            let (q_in, out) = (Framed::of(&q, 2), Framed::room(on, [new as i64, q.size()[1]], 1));
+            let (k, v) = (&keys_in.view, &values_in.view);
+            crate::cached_attention(&q_in.view, k, v, cached, shape, &out.view);
+            let expected = Tensor::empty(q.size(), (Kind::Float, on.device));
+            let [q, keys, values] = [&q, &keys, &values].map(wide);
+            reference::cached_attention(&q, &keys, &values, cached, shape, &expected);
+            pairs.extend([out.margin(), (out.view, expected)]);
+        }
+    }
+    pairs
+}
