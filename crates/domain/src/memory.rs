@@ -19,8 +19,11 @@ pub use self::shape::{ExtraNorms, ModelShape};
 pub const RUNTIME: u64 = 150 << 20;
 /// Share that [`Estimate::required`] adds for the allocator's rounding and fragmentation.
 pub const MARGIN: f64 = 0.05;
-/// Rows of the head's blocks, as in `model::head`.
+/// Rows of the head's blocks on a CPU, bytes of their logits on a GPU, and the most rows there, as in
+/// `model::head`.
 const HEAD_ROWS: u64 = 256;
+const GPU_BLOCK_BYTES: u64 = 512 << 20;
+const GPU_ROWS: u64 = 8192;
 /// Bytes of logits up to which those of a row's answers are kept together, as in `model::head`.
 const KEPT_LOGITS: u64 = 128 << 20;
 /// Tokens of a micro-batch below which products run noticeably slower.
@@ -309,7 +312,14 @@ fn workspace(shape: &ModelShape, workload: &Workload, tokens: u64) -> u64 {
     let layer = tokens * (3 * d + 2 * f + q + (q + 2 * kv) + heads + ranks) * bytes;
     let targets = workload.target_tokens.min(tokens);
     // Logits are f32; in bf16 their gradient is rounded to a copy.
-    let logits = HEAD_ROWS * shape.vocab_size * if bytes == 4 { 4 } else { 4 + bytes };
+    let rows = match workload.precision {
+        Precision::F32 => HEAD_ROWS,
+        Precision::Bf16 => {
+            let rows = GPU_BLOCK_BYTES / 4 / shape.vocab_size.max(1);
+            (rows / HEAD_ROWS * HEAD_ROWS).clamp(HEAD_ROWS, GPU_ROWS).min(targets.max(1))
+        }
+    };
+    let logits = rows * shape.vocab_size * if bytes == 4 { 4 } else { 4 + bytes };
     let kept =
         if workload.keeps_logits { 2 * KEPT_LOGITS.min(4 * targets * shape.vocab_size) } else { 0 };
     let head = 4 * targets * d * bytes + logits.max(kept);

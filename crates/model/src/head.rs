@@ -9,15 +9,20 @@ use kernels::{
     Compact, Factors, TargetLog, TokenLoss, cross_entropy_, cross_entropy_loss, rms_norm,
     rms_norm_backward, skinny, softcap_, softcap_backward_, target_logs,
 };
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::adapter::{Gradients, add_norm};
 use crate::batch::{Batch, LossSum};
 use crate::decoder::Decoder;
 use crate::products::{f32_product, product};
 
-/// Rows of the head's blocks: with 49,152 tokens their logits take 50 MB, with 128,256 131 MB.
+/// Rows of the head's blocks on a CPU, and the fewest anywhere: with 49,152 tokens their logits take 50 MB, with
+/// 128,256 131 MB.
 const HEAD_ROWS: usize = 256;
+/// Bytes of a block's logits on a GPU, which is not filled by few rows.
+const GPU_BLOCK_BYTES: usize = 512 << 20;
+/// Rows that fill any GPU.
+const GPU_ROWS: usize = 8192;
 /// Bytes of logits up to which a group of more rows is one block all the same.
 const KEPT_BYTES: usize = 128 << 20;
 
@@ -34,7 +39,7 @@ impl Decoder {
     pub(crate) fn head_loss(&self, batch: &Batch, hidden: &Tensor) -> LossSum {
         let x = self.final_norm(&self.target_states(batch, hidden).1).0;
         let mut sum = TokenLoss::default();
-        for rows in blocks(0..batch.target_ids.len()) {
+        for rows in self.blocks(0..batch.target_ids.len()) {
             let ids = &batch.target_ids[rows.clone()];
             add(&mut sum, cross_entropy_loss(&self.head_logits(&part(&x, &rows)), ids));
         }
@@ -58,7 +63,7 @@ impl Decoder {
     ) -> LossSum {
         let mut sum = TokenLoss::default();
         self.through_norm(batch, hidden, (dh, gradients), |x, dx| {
-            for rows in blocks(0..batch.target_ids.len()) {
+            for rows in self.blocks(0..batch.target_ids.len()) {
                 let (x, dx) = (part(x, &rows), part(dx, &rows));
                 let (ids, logits) = (&batch.target_ids[rows], self.head_logits(&x));
                 let factors = Factors::Equal(scale);
@@ -88,9 +93,9 @@ impl Decoder {
             factors.iter_mut().for_each(|factor| *factor *= scale);
             factors
         };
-        let kept_rows = HEAD_ROWS.max(KEPT_BYTES / 4 / self.spec.vocab_size);
+        let kept_rows = self.block_rows().max(KEPT_BYTES / 4 / self.spec.vocab_size);
         self.through_norm(batch, hidden, (dh, gradients), |x, dx| {
-            for here in blocks_of_groups(groups.ends) {
+            for here in blocks_of_groups(groups.ends, self.block_rows()) {
                 let rows = start_of(groups.ends, here.start)..groups.ends[here.end - 1];
                 let ids = &batch.target_ids[rows.clone()];
                 if rows.len() <= kept_rows {
@@ -103,7 +108,7 @@ impl Decoder {
                     continue;
                 }
                 let factors = factors_of(here, &self.logs(x, rows.clone(), &batch.target_ids));
-                for block in blocks(rows.clone()) {
+                for block in self.blocks(rows.clone()) {
                     let (x, dx) = (part(x, &block), part(dx, &block));
                     let logits = self.head_logits(&x);
                     let own = block.start - rows.start..block.end - rows.start;
@@ -114,9 +119,19 @@ impl Decoder {
         });
     }
 
+    fn block_rows(&self) -> usize {
+        block_rows(self.device, self.spec.vocab_size)
+    }
+
+    /// A range in blocks of the usual size.
+    fn blocks(&self, rows: Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
+        let each = self.block_rows();
+        rows.clone().step_by(each).map(move |start| start..rows.end.min(start + each))
+    }
+
     /// log p of some of the targets, from normalised rows `[targets, D]`.
     fn logs(&self, x: &Tensor, rows: Range<usize>, ids: &[i64]) -> Vec<TargetLog> {
-        blocks(rows)
+        self.blocks(rows)
             .flat_map(|rows| target_logs(&self.head_logits(&part(x, &rows)), &ids[rows.clone()]))
             .collect()
     }
@@ -207,17 +222,21 @@ impl Decoder {
     }
 }
 
-/// A range in blocks of the usual size.
-fn blocks(rows: Range<usize>) -> impl Iterator<Item = Range<usize>> {
-    rows.clone().step_by(HEAD_ROWS).map(move |start| start..rows.end.min(start + HEAD_ROWS))
+/// Rows of a block of the head. `domain::memory` counts with the same numbers.
+fn block_rows(device: Device, vocabulary: usize) -> usize {
+    if device == Device::Cpu {
+        return HEAD_ROWS;
+    }
+    let rows = GPU_BLOCK_BYTES / 4 / vocabulary.max(1);
+    (rows / HEAD_ROWS * HEAD_ROWS).clamp(HEAD_ROWS, GPU_ROWS)
 }
 
-/// Groups in blocks: as many as have room in the usual size, or one that has not.
-fn blocks_of_groups(ends: &[usize]) -> Vec<Range<usize>> {
+/// Groups in blocks: as many as have room in one of `each` rows, or one group that has not.
+fn blocks_of_groups(ends: &[usize], each: usize) -> Vec<Range<usize>> {
     let mut blocks: Vec<Range<usize>> = Vec::new();
     for (group, &end) in ends.iter().enumerate() {
         match blocks.last_mut() {
-            Some(block) if end - start_of(ends, block.start) <= HEAD_ROWS => block.end = group + 1,
+            Some(block) if end - start_of(ends, block.start) <= each => block.end = group + 1,
             _ => blocks.push(group..group + 1),
         }
     }
@@ -248,7 +267,15 @@ mod tests {
 
     #[test]
     fn groups_share_blocks_while_there_is_room_and_large_ones_stand_alone() {
-        assert_eq!(blocks_of_groups(&[100, 200, 256, 300, 900, 901]), [0..3, 3..4, 4..5, 5..6]);
-        assert_eq!(blocks_of_groups(&[]), []);
+        let ends = [100, 200, 256, 300, 900, 901];
+        assert_eq!(blocks_of_groups(&ends, HEAD_ROWS), [0..3, 3..4, 4..5, 5..6]);
+        assert_eq!(blocks_of_groups(&[], HEAD_ROWS), []);
+    }
+
+    #[test]
+    fn a_gpu_gets_larger_blocks_within_their_bytes() {
+        assert_eq!(block_rows(Device::Cpu, 128_256), 256);
+        let rows = [300, 49_152, 128_256, 5_000_000].map(|v| block_rows(Device::Cuda(0), v));
+        assert_eq!(rows, [8192, 2560, 1024, 256]);
     }
 }
