@@ -1,6 +1,7 @@
 """Training on preference pairs: our engine against trl's DPOTrainer with peft, in one run on this machine.
 
-Same pairs in the same order, same model, rank, learning rate, batch size, number of threads, precision (fp32). Each
+Same pairs in the same order, same model, rank, learning rate, batch size, number of threads, precision (fp32, or what
+`--device` and `--precision` say). Each
 pair has exactly `--prompt` tokens before the answers and `--answer` tokens in each, so trl's collator has nothing to
 pad. trl runs without gradient checkpointing, with the adapter disabled as reference, and in the faster of two ways
 that are tried on the first step's rows: a whole step at once, or pair by pair. With more than one epoch it computes
@@ -45,6 +46,7 @@ def arguments():
     parser.add_argument("--threads", type=int, default=engine.cores())
     parser.add_argument("--rounds", type=int, default=1, help="each round runs ours, then theirs")
     parser.add_argument("--seed", type=int, default=42)
+    train.on_device(parser)
     return parser.parse_args()
 
 
@@ -92,10 +94,12 @@ def run_ours(options, rows, model, folder):
     plan = engine.plan(
         rows, output, batch_size=options.batch_size, learning_rate=options.learning_rate, n_epochs=options.epochs,
         max_seq_len=options.prompt + options.answer, seed=options.seed, lora=engine.lora(options.rank),
+        micro_batch_tokens=options.micro_batch_tokens,
         preference={"loss_type": "sigmoid", "beta": options.beta, "label_smoothing": 0.0, "gamma": 0.0,
                     "desirable_weight": 1.0, "undesirable_weight": 1.0},
     )
-    figures = engine.measure(model, options.threads, plan | {"method": "dpo"})
+    plan["method"] = "dpo"
+    figures = engine.measure(model, options.threads, plan, options.warm_up, options.device, options.precision)
     figures["margins"] = [report["train_reward_margin"] for report in figures.pop("steps")]
     return figures
 
@@ -110,15 +114,16 @@ def report(options, ours, theirs):
     losses = list(zip(ours["losses"], theirs["losses"]))[:5]
     difference = max(abs(a / b - 1) for a, b in losses)
     margins = list(zip(ours["margins"], theirs["margins"]))[:5]
-    speed = {n: options.rows * options.epochs / s["seconds"] for n, s in [("ours", ours), ("theirs", theirs)]}
+    pairs = options.rows * options.epochs - options.warm_up * options.batch_size
+    speed = {n: pairs / s["seconds"] for n, s in [("ours", ours), ("theirs", theirs)]}
     print(f"\n{options.rows} pairs of {options.prompt} + 2 x {options.answer} tokens, {options.epochs} epochs,")
-    print(f"batch {options.batch_size}, rank {options.rank}, {options.threads} threads, fp32;")
+    print(f"batch {options.batch_size}, rank {options.rank}, {options.threads} threads, {options.precision} on {options.device};")
     print(f"trl: {theirs['pairs_at_once']} pairs at once\n")
     print(f"{'':22}{'ours':>12}{'trl':>12}{'ratio':>9}")
     for name, a, b in [
         ("pairs per minute", 60 * speed["ours"], 60 * speed["theirs"]),
         ("tokens per second", ours["tokens"] / ours["seconds"], theirs["tokens"] / theirs["seconds"]),
-        ("CPU seconds per pair", *(s["cpu_seconds"] / options.rows / options.epochs for s in (ours, theirs))),
+        ("CPU seconds per pair", *(s["cpu_seconds"] / pairs for s in (ours, theirs))),
         ("peak memory, MiB", ours["peak_mib"], theirs["peak_mib"]),
         ("start to 1st step, s", ours["start_seconds"], theirs["start_seconds"]),
     ]:
@@ -128,6 +133,7 @@ def report(options, ours, theirs):
     print(json.dumps({
         "bench": "dpo", "rows": options.rows, "prompt": options.prompt, "answer": options.answer,
         "epochs": options.epochs, "threads": options.threads, "tokens": ours["tokens"],
+        "device": options.device, "precision": options.precision,
         "ours_pairs_per_s": round(speed["ours"], 4), "trl_pairs_per_s": round(speed["theirs"], 4),
         "ratio": round(speed["ours"] / speed["theirs"], 3), "trl_pairs_at_once": theirs["pairs_at_once"],
         "cpu_ratio": round(theirs["cpu_seconds"] / ours["cpu_seconds"], 3),
@@ -155,7 +161,7 @@ def main():
         candidates = {options.pairs_at_once} if options.pairs_at_once else {options.batch_size, 1}
         for at_once in candidates if len(candidates) > 1 else ():
             print(f"trl, {at_once} pairs at once …", file=sys.stderr, flush=True)
-            trial = {"rows": options.batch_size, "epochs": 1, "pairs_at_once": at_once}
+            trial = {"rows": options.batch_size, "epochs": 1, "pairs_at_once": at_once, "warm_up": 0}
             trials[at_once] = run_theirs(options, files[1], model, folder, **trial)["seconds"]
         at_once = min(trials, key=trials.get) if trials else min(candidates)
         best = {}

@@ -44,11 +44,12 @@ def lora(rank):
 class Engine:
     """A running engine; `with` ends it."""
 
-    def __init__(self, model, threads, quantization="none"):
+    def __init__(self, model, threads, quantization="none", device="cpu", precision="auto"):
         libraries = {"LD_LIBRARY_PATH": str(pathlib.Path(os.environ["LIBTORCH"]) / "lib")}
+        self.device = device
         self.process = subprocess.Popen(
             [os.environ["FINETUNED_ENGINE"], "--model", str(model), "--threads", str(threads),
-             "--quantization", quantization],
+             "--quantization", quantization, "--device", device, "--precision", precision],
             env=environment(threads) | libraries, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )
@@ -85,7 +86,9 @@ class Engine:
                 return reply
 
     def peak_mib(self):
-        """The most physical memory so far, or since `forget_peak`."""
+        """The most physical memory so far, or since `forget_peak`; of a GPU what is taken by now."""
+        if self.device != "cpu":
+            return device_mib()
         for line in pathlib.Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 1024
@@ -100,21 +103,35 @@ class Engine:
         pathlib.Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
 
 
-def measure(model, threads, plan):
-    """Takes a run to its end in an engine of its own; times are of its steps."""
-    steps, started, ended, peak, cpu = [], None, None, 0, [0, 0]
+def device_mib():
+    """What everybody together has taken of the first GPU's memory."""
+    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]
+    return float(subprocess.run(query, check=True, capture_output=True, text=True).stdout)
+
+
+def measure(model, threads, plan, warm_up=0, device="cpu", precision="auto"):
+    """Takes a run to its end in an engine of its own; times are of its steps after the first `warm_up`."""
+    steps, first, started, ended, peak, cpu = [], None, None, None, 0, [0, 0]
     began = time.monotonic()
     quantization = plan["hyperparameters"].get("quantization", "none")
-    with Engine(model, threads, quantization) as ours:
+    with Engine(model, threads, quantization, device, precision) as ours:
         for report in ours.train(plan):
             if report["type"] == "started":
-                started, cpu[0] = time.monotonic(), ours.cpu_seconds()
+                first = started = time.monotonic()
+                cpu[0] = ours.cpu_seconds()
             if report["type"] == "step":
-                ended, cpu[1], peak = time.monotonic(), ours.cpu_seconds(), ours.peak_mib()
+                ended, cpu[1] = time.monotonic(), ours.cpu_seconds()
                 steps.append(report)
+                if len(steps) == warm_up:
+                    started, cpu[0] = ended, cpu[1]
+                if device == "cpu":
+                    peak = ours.peak_mib()
+        if device != "cpu":
+            peak = ours.peak_mib()
+    timed = steps[warm_up:]
     return {
-        "seconds": ended - started, "cpu_seconds": cpu[1] - cpu[0], "start_seconds": started - began,
-        "tokens": sum(step["tokens"] for step in steps), "targets": sum(step["target_tokens"] for step in steps),
+        "seconds": ended - started, "cpu_seconds": cpu[1] - cpu[0], "start_seconds": first - began,
+        "tokens": sum(step["tokens"] for step in timed), "targets": sum(step["target_tokens"] for step in timed),
         "losses": [step["train_loss"] for step in steps], "steps": steps, "peak_mib": peak,
     }
 

@@ -1,6 +1,7 @@
 """Training speed and memory: our engine against transformers + peft, in one run on this machine.
 
-Same rows in the same order, same model, rank, learning rate, batch size, number of threads, precision (fp32).
+Same rows in the same order, same model, rank, learning rate, batch size, number of threads, precision (fp32;
+`--device cuda:0 --precision bf16` on a GPU, theirs then with autocast and, with `--liger`, with Liger's kernels).
 Theirs is the Trainer with its usual padding collator, each in a process of its own, one after the other
 (ours, theirs). A step's time is that of the whole optimizer step. Prints a table and, last, one JSON line.
 
@@ -39,7 +40,17 @@ def arguments(words=None):
     parser.add_argument("--threads", type=int, default=engine.cores())
     parser.add_argument("--rounds", type=int, default=1, help="each round runs ours, then theirs")
     parser.add_argument("--seed", type=int, default=42)
+    on_device(parser)
     return parser.parse_args(words)
+
+
+def on_device(parser):
+    """What a run on a GPU says beside; left out, everything is as on a CPU."""
+    parser.add_argument("--device", default="cpu", help="cpu or cuda:N")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--liger", action="store_true", help="theirs with Liger's kernels")
+    parser.add_argument("--micro-batch-tokens", type=int, default=4096, help="ours")
+    parser.add_argument("--warm-up", type=int, default=0, help="first steps that are not timed")
 
 
 def read_rows(options):
@@ -83,32 +94,39 @@ def run_ours(options, rows, model, folder):
         rows, output, batch_size=options.batch_size, learning_rate=options.learning_rate,
         max_seq_len=options.max_seq_len, seed=options.seed, lora=engine.lora(options.rank),
         quantization=options.quantization, tuning=getattr(options, "tuning", "lora"),
+        micro_batch_tokens=options.micro_batch_tokens,
     )
-    return engine.measure(model, options.threads, plan)
+    return engine.measure(model, options.threads, plan, options.warm_up, options.device, options.precision)
 
 
 def run_theirs(options, rows, model, folder):
     return engine.run_beside(HERE / "train_peft.py", options, folder, rows=rows, model=model)
 
 
-def gemm_rate(config, threads):
+def gemm_rate(config, options):
     """FLOP/s of this machine's matrix product on the model's own shapes, forward and backward: the best of five."""
-    torch.set_num_threads(threads)
+    torch.set_num_threads(options.threads)
+    on_gpu = options.device != "cpu"
+    settings = {"device": options.device, "dtype": torch.bfloat16 if options.precision == "bf16" else torch.float32}
+    tokens = options.micro_batch_tokens if on_gpu else GEMM_TOKENS
+    wait = torch.cuda.synchronize if on_gpu else lambda: None
     d, f = config["hidden_size"], config["intermediate_size"]
     q, kv = widths(config)
     seconds = flops = 0.0
     for inner, outer in [(d, q + 2 * kv), (q, d), (d, 2 * f), (f, d)]:
-        weight, x = torch.rand(outer, inner), torch.rand(GEMM_TOKENS, inner)
-        y = torch.rand(GEMM_TOKENS, outer)
+        weight, x = torch.rand(outer, inner, **settings), torch.rand(tokens, inner, **settings)
+        y = torch.rand(tokens, outer, **settings)
         for a, b in [(x, weight.T), (y, weight)]:
-            out = torch.empty(GEMM_TOKENS, b.shape[1])
+            out = torch.empty(tokens, b.shape[1], **settings)
             times = []
             for _ in range(5):
+                wait()
                 began = time.perf_counter()
                 torch.mm(a, b, out=out)
+                wait()
                 times.append(time.perf_counter() - began)
             seconds += min(times)
-            flops += 2 * GEMM_TOKENS * inner * outer
+            flops += 2 * tokens * inner * outer
     return flops / seconds
 
 
@@ -136,7 +154,7 @@ def report(options, model, ours, theirs):
     speed = {n: s["tokens"] / s["seconds"] for n, s in [("ours", ours), ("theirs", theirs)]}
     print(f"\n{options.rows} rows of {options.data.name if not options.full else 'full length'}, {ours['tokens']} tokens, {ours['targets']} targets,")
     base = ", base model in NF4" if options.quantization == "nf4" else ""
-    print(f"batch {options.batch_size}, rank {options.rank}, {options.threads} threads, fp32{base}\n")
+    print(f"batch {options.batch_size}, rank {options.rank}, {options.threads} threads, {options.precision} on {options.device}{base}\n")
     print(f"{'':22}{'ours':>12}{'peft':>12}{'ratio':>9}")
     rows = [
         ("tokens per second", speed["ours"], speed["theirs"]),
@@ -148,14 +166,16 @@ def report(options, model, ours, theirs):
     for name, a, b in rows:
         print(f"{name:22}{a:12.1f}{b:12.1f}{a / b:9.2f}")
     config = json.loads((model / "config.json").read_text())
-    flops = step_flops(config, options.rank, ours["tokens"], ours["targets"], ours["tokens"] / options.rows)
-    rate = gemm_rate(config, options.threads)
+    rows = options.rows - options.warm_up * options.batch_size
+    flops = step_flops(config, options.rank, ours["tokens"], ours["targets"], ours["tokens"] / rows)
+    rate = gemm_rate(config, options)
     share = {n: flops / s["seconds"] / rate for n, s in [("ours", ours), ("theirs", theirs)]}
     print(f"{'share of GEMM rate, %':22}{100 * share['ours']:12.1f}{100 * share['theirs']:12.1f}")
     print(f"the machine's own matrix product on these shapes: {rate / 1e9:.1f} GFLOP/s")
     print(f"loss of the first {len(pairs)} steps: at most {100 * difference:.3f} % apart")
     print(json.dumps({
         "bench": "train", "quantization": options.quantization, "data": "full" if options.full else options.data.name, "rows": options.rows, "threads": options.threads,
+        "device": options.device, "precision": options.precision, "liger": options.liger,
         "tokens": ours["tokens"], "target_tokens": ours["targets"],
         "ours_tokens_per_s": round(speed["ours"], 2), "peft_tokens_per_s": round(speed["theirs"], 2),
         "ratio": round(speed["ours"] / speed["theirs"], 3),

@@ -6,6 +6,7 @@
 mod bench;
 mod demo;
 mod doctor;
+mod gpu_bundle;
 mod json;
 mod parity;
 mod progress;
@@ -34,6 +35,7 @@ cargo xtask COMMAND
   demo [--keep]      set up, build, start everything, run one fine-tuning job and show it
   test [--sdk-only]  set up, then run every test: Rust, and the OpenAI SDK against a real server
   bench NAME         measure NAME against the reference: a table, then one JSON line (train)
+  gpu-bundle [--out FILE]  one archive for a machine with a GPU: engine, fixtures, benchmarks, run.sh
   parity             make the fixtures anew with transformers and peft, and test against them
   tidy               check the project's own rules: dependencies, file lengths, text
 ";
@@ -74,6 +76,7 @@ fn dispatch(command: &str, rest: &[String]) -> Result<ExitCode> {
             return test::run(&workspace, sdk_only);
         }
         "bench" => return bench::run(&workspace, rest),
+        "gpu-bundle" => gpu_bundle::run(&workspace, place(rest)?)?,
         "parity" => {
             let [] = flags(rest, [])?;
             return parity::run(&workspace);
@@ -86,6 +89,15 @@ fn dispatch(command: &str, rest: &[String]) -> Result<ExitCode> {
         unknown => return Err(format!("unknown command `{unknown}`\n\n{USAGE}").into()),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The value of `--out`, the one argument that there may be.
+fn place(given: &[String]) -> Result<Option<std::path::PathBuf>> {
+    match given {
+        [] => Ok(None),
+        [name, value] if name == "--out" => Ok(Some(value.into())),
+        _ => Err(format!("expected --out FILE\n\n{USAGE}").into()),
+    }
 }
 
 /// Whether each of `known` was given. Anything else on the command line is an error.

@@ -61,6 +61,17 @@ pub fn preference(workspace: &Workspace) -> Result {
     python::install_alone(workspace, "trl", "trl, for the bench of preference training", 200)
 }
 
+/// What runs on a GPU are compared with and usual installations lack: trl and what it needs, Liger's kernels, each
+/// unpacked into a folder of its own.
+pub fn compared_on_gpus(workspace: &Workspace, scratch: &Path, into: &Path) -> Result {
+    let _lock = lock(workspace)?;
+    let wheels = packages::download(workspace, "trl and Liger", &["gpu"], scratch, 3)?;
+    for package in ["trl", "datasets", "multiprocess", "dill"] {
+        packages::unpack(package, &wheels, package, &into.join("trl"), &["*"])?;
+    }
+    packages::unpack("liger-kernel", &wheels, "liger-kernel", &into.join("liger"), &["*"])
+}
+
 /// One set-up at a time: a second one waits here, then finds everything done.
 fn lock(workspace: &Workspace) -> Result<File> {
     fs::create_dir_all(workspace.scratch())?;
@@ -88,7 +99,7 @@ fn stamp_path(workspace: &Workspace, part: &str) -> std::path::PathBuf {
 }
 
 /// An empty scratch folder of that name.
-fn scratch(workspace: &Workspace, part: &str) -> Result<std::path::PathBuf> {
+pub fn scratch(workspace: &Workspace, part: &str) -> Result<std::path::PathBuf> {
     let folder = workspace.scratch().join(part);
     remove(&folder)?;
     fs::create_dir_all(&folder)?;
@@ -109,7 +120,7 @@ fn put_in_place(finished: &Path, place: &Path) -> Result {
     Ok(fs::rename(finished, place)?)
 }
 
-fn remove(path: &Path) -> Result {
+pub fn remove(path: &Path) -> Result {
     match fs::symlink_metadata(path) {
         Ok(data) if data.is_dir() => fs::remove_dir_all(path)?,
         Ok(_) => fs::remove_file(path)?,
