@@ -1,5 +1,6 @@
-//! Two things of the machine: libtorch's place as a run path (tch sets none), and the compiled CUDA kernels that
-//! `cargo xtask setup` made, to embed. Without them the crate works all the same, on CPUs.
+//! Three things of the machine: libtorch's place as a run path (tch sets none); the one operation of libtorch that
+//! tch leaves out, compiled against its headers; and the compiled CUDA kernels that `cargo xtask setup` made, to
+//! embed. Without these the crate works all the same, on CPUs.
 
 use std::path::{Path, PathBuf};
 use std::{env, fs};
@@ -8,6 +9,7 @@ fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     if let Ok(folder) = env::var("DEP_TCH_LIBTORCH_LIB") {
         println!("cargo::rustc-link-arg=-Wl,-rpath,{folder}");
+        compile_shim(Path::new(&folder));
     }
     let manifest = PathBuf::from(env::var("CARGO_MANIFEST_DIR").expect("cargo sets it"));
     let out = PathBuf::from(env::var("OUT_DIR").expect("cargo sets it"));
@@ -20,6 +22,24 @@ fn main() {
     let images = out.join("images.rs");
     fs::write(&images, embed(&manifest.join("cuda"), &deps.join("kernels"), &out))
         .expect("the build folder can be written");
+}
+
+/// Against the headers that torch-sys takes.
+fn compile_shim(libraries: &Path) {
+    const SOURCE: &str = "shim/flash_attention.cpp";
+    println!("cargo::rerun-if-changed={SOURCE}");
+    println!("cargo::rerun-if-env-changed=LIBTORCH_INCLUDE");
+    let beside = libraries.parent().unwrap_or(libraries).to_owned();
+    let headers = env::var("LIBTORCH_INCLUDE").map_or(beside, PathBuf::from).join("include");
+    cc::Build::new()
+        .cpp(true)
+        .std("c++17")
+        .pic(true)
+        .warnings(false)
+        .define("_GLIBCXX_USE_CXX11_ABI", "1")
+        .include(headers)
+        .file(SOURCE)
+        .compile("finetuned_shim");
 }
 
 /// Constants with the images, empty unless they were made from exactly these sources.

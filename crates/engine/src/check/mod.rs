@@ -158,7 +158,7 @@ fn instructions() -> Vec<&'static str> {
 
 /// Every operation, and on a GPU that every embedded kernel was among them.
 fn operations(device: Device, findings: &mut Findings) {
-    let mut ran = BTreeSet::new();
+    let (off, mut ran) = (cuda::switched_off(), BTreeSet::new());
     kernels::check::operations(device, |finding| {
         ran.extend(finding.kernels.iter().cloned());
         findings.take(Outcome {
@@ -170,10 +170,10 @@ fn operations(device: Device, findings: &mut Findings) {
             ..Outcome::new("operation", finding.operation, precision(finding.kind))
         });
     });
-    let is_off =
-        |name: &str| cuda::switched_off().iter().any(|off| off == name || off == cuda::ALL);
+    let is_off = |name: &str| off.iter().any(|off| off == name || off == cuda::ALL);
     if device.is_cuda() {
-        for name in cuda::entry_names().filter(|name| !ran.contains(*name) && !is_off(name)) {
+        let names = cuda::entry_names().chain([cuda::FLASH_ATTENTION]);
+        for name in names.filter(|name| !ran.contains(*name) && !is_off(name)) {
             let fault = Some("no check ran it".to_owned());
             findings.take(Outcome { fault, ..Outcome::new("kernels", name, "") });
         }

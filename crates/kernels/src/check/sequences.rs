@@ -2,7 +2,8 @@
 
 use tch::{Kind, Tensor};
 
-use super::{Framed, On, Pair, wide};
+use super::{FLASH_BOUNDS, Framed, On, Pair, wide};
+use crate::cuda::road;
 use crate::{AttentionShape, Segments, reference};
 
 /// One token, tile ends, a document that needs several tiles.
@@ -31,18 +32,59 @@ fn widest() -> [AttentionShape; 3] {
 }
 
 pub(super) fn narrow_heads(on: &On) -> Vec<Pair> {
-    narrow().into_iter().flat_map(|shape| packed(on, shape)).collect()
+    narrow().into_iter().flat_map(|shape| packed(on, shape, OWN)).collect()
 }
 
 pub(super) fn wide_heads(on: &On) -> Vec<Pair> {
-    wider().into_iter().flat_map(|shape| packed(on, shape)).collect()
+    wider().into_iter().flat_map(|shape| packed(on, shape, OWN)).collect()
 }
 
 pub(super) fn widest_heads(on: &On) -> Vec<Pair> {
-    widest().into_iter().flat_map(|shape| packed(on, shape)).collect()
+    widest().into_iter().flat_map(|shape| packed(on, shape, OWN)).collect()
 }
 
-fn packed(on: &On, shape: AttentionShape) -> Vec<Pair> {
+/// What a training pass calls, on shapes that libtorch's kernel takes where there is one.
+pub(super) fn flash(on: &On) -> Vec<Pair> {
+    on.allow(FLASH_BOUNDS);
+    let shapes = [narrow(), wider(), widest()].concat().into_iter();
+    let shapes = shapes.map(|shape| AttentionShape { softcap: None, ..shape });
+    shapes.flat_map(|shape| packed(on, shape, BEST)).collect()
+}
+
+type Forward = fn(&Tensor, &Segments, AttentionShape, &Tensor, &Tensor);
+type Backward = fn(&Tensor, &Tensor, &Tensor, &Tensor, &Segments, AttentionShape, &Tensor);
+const BEST: (Forward, Backward) = (crate::attention, crate::attention_backward);
+const OWN: (Forward, Backward) = (own_attention, own_attention_backward);
+
+fn own_attention(
+    qkv: &Tensor,
+    segments: &Segments,
+    shape: AttentionShape,
+    out: &Tensor,
+    log_sums: &Tensor,
+) {
+    if qkv.device().is_cuda() {
+        return road::own_attention(qkv, segments, shape, out, log_sums);
+    }
+    crate::attention(qkv, segments, shape, out, log_sums);
+}
+
+fn own_attention_backward(
+    d_out: &Tensor,
+    qkv: &Tensor,
+    out: &Tensor,
+    log_sums: &Tensor,
+    segments: &Segments,
+    shape: AttentionShape,
+    d_qkv: &Tensor,
+) {
+    if qkv.device().is_cuda() {
+        return road::own_attention_backward(d_out, qkv, out, log_sums, segments, shape, d_qkv);
+    }
+    crate::attention_backward(d_out, qkv, out, log_sums, segments, shape, d_qkv);
+}
+
+fn packed(on: &On, shape: AttentionShape, (forward, backward): (Forward, Backward)) -> Vec<Pair> {
     let t = i64::from(DOCUMENTS[DOCUMENTS.len() - 1]);
     let (width, out_width) = (shape.width() as i64, (shape.heads * shape.head_dim) as i64);
     let (qkv, d_out) = (on.random(&[t, width]), on.random(&[t, out_width]));
@@ -50,16 +92,8 @@ fn packed(on: &On, shape: AttentionShape) -> Vec<Pair> {
     let log_sums = on.room(&[t, shape.heads as i64]);
     let (qkv_in, d_out_in) = (Framed::of(&qkv, 8), Framed::of(&d_out, 1));
     let (out, d_qkv) = (Framed::room(on, [t, out_width], 5), Framed::room(on, [t, width], 8));
-    crate::attention(&qkv_in.view, &segments, shape, &out.view, &log_sums);
-    crate::attention_backward(
-        &d_out_in.view,
-        &qkv_in.view,
-        &out.view,
-        &log_sums,
-        &segments,
-        shape,
-        &d_qkv.view,
-    );
+    forward(&qkv_in.view, &segments, shape, &out.view, &log_sums);
+    backward(&d_out_in.view, &qkv_in.view, &out.view, &log_sums, &segments, shape, &d_qkv.view);
     let (qkv, d_out) = (wide(&qkv), wide(&d_out));
     let (expected, d_expected, sums) =
         (d_out.empty_like(), qkv.empty_like(), log_sums.empty_like());

@@ -5,6 +5,7 @@
 //! are not on the CPU: the kernel of `cuda/*.cu` when it can run, else the plain-tch reference.
 
 mod driver;
+mod flash;
 mod inspect;
 pub mod plan;
 pub(crate) mod road;
@@ -15,6 +16,7 @@ use std::mem::forget;
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
+pub use flash::NAME as FLASH_ATTENTION;
 pub use inspect::{DeviceFacts, EntryFacts, device_facts, entry_facts, entry_names, memory_taken};
 pub use roster::{ALL, switch_off, switched_off};
 

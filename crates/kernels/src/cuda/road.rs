@@ -4,6 +4,7 @@
 use tch::{Device, Kind, Tensor};
 
 use super::driver::{Gpu, gpu};
+use super::flash;
 use super::plan::{self, Gradient, Launch};
 use super::roster::is_off;
 use super::staged::staged;
@@ -172,7 +173,8 @@ fn tiles(segments: &Segments, each: usize, qkv: &Tensor) -> Option<Tensor> {
     Some(staged(&tiles, Kind::Int, qkv.device()).view([-1, 3]))
 }
 
-pub fn attention(
+/// Without libtorch's kernel.
+pub fn own_attention(
     qkv: &Tensor,
     segments: &Segments,
     shape: AttentionShape,
@@ -188,7 +190,35 @@ pub fn attention(
     }
 }
 
+/// The same by the best way that the device has.
+pub fn attention(
+    qkv: &Tensor,
+    segments: &Segments,
+    shape: AttentionShape,
+    out: &Tensor,
+    log_sums: &Tensor,
+) {
+    if !flash::attention(qkv, segments, shape, out, log_sums) {
+        own_attention(qkv, segments, shape, out, log_sums);
+    }
+}
+
 pub fn attention_backward(
+    d_out: &Tensor,
+    qkv: &Tensor,
+    out: &Tensor,
+    log_sums: &Tensor,
+    segments: &Segments,
+    shape: AttentionShape,
+    d_qkv: &Tensor,
+) {
+    if !flash::attention_backward(d_out, qkv, out, log_sums, segments, shape, d_qkv) {
+        own_attention_backward(d_out, qkv, out, log_sums, segments, shape, d_qkv);
+    }
+}
+
+/// Without libtorch's kernel.
+pub fn own_attention_backward(
     d_out: &Tensor,
     qkv: &Tensor,
     out: &Tensor,

@@ -12,6 +12,8 @@ static OFF: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 static ANY_OFF: AtomicBool = AtomicBool::new(false);
 static LAUNCHED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 static RECORDING: AtomicBool = AtomicBool::new(false);
+/// One record at a time.
+static TURN: Mutex<()> = Mutex::new(());
 
 fn names(of: &Mutex<BTreeSet<String>>) -> MutexGuard<'_, BTreeSet<String>> {
     of.lock().unwrap_or_else(PoisonError::into_inner)
@@ -38,6 +40,7 @@ pub(super) fn is_off(kernel: &str) -> bool {
 
 /// What the work gives, and the names of the kernels that it launched.
 pub(crate) fn launched_by<R>(work: impl FnOnce() -> R) -> (R, Vec<String>) {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     names(&LAUNCHED).clear();
     RECORDING.store(true, Ordering::Release);
     let result = work();
