@@ -9,11 +9,13 @@
 #include <optional>
 
 // Causal attention of heads [T, heads, head_dim] inside documents that begin and end at `bounds`, the longest of
-// which has `longest` tokens. A query sees `behind` keys before its own; all when negative. Gives new tensors, the
-// output and the log-sums [heads, T], and no text; or the text of what went wrong, to be freed, and no tensors.
+// which has `longest` queries, and whose keys begin and end at `key_bounds`; the last query sees the last key. A
+// query sees `behind` keys before its own; all when negative. Gives new tensors, the output and the log-sums
+// [heads, T], and no text; or the text of what went wrong, to be freed, and no tensors.
 extern "C" char *finetuned_flash_attention(const at::Tensor *query, const at::Tensor *key,
                                            const at::Tensor *value, const at::Tensor *bounds,
-                                           int64_t longest, double scale, int64_t behind,
+                                           const at::Tensor *key_bounds, int64_t longest,
+                                           int64_t longest_keys, double scale, int64_t behind,
                                            at::Tensor **out, at::Tensor **log_sums) noexcept {
   try {
     std::optional<int64_t> left;
@@ -21,7 +23,7 @@ extern "C" char *finetuned_flash_attention(const at::Tensor *query, const at::Te
       left = behind;
     }
     auto results = at::_flash_attention_forward(
-        *query, *key, *value, *bounds, *bounds, longest, longest, /*dropout_p=*/0.0,
+        *query, *key, *value, *bounds, *key_bounds, longest, longest_keys, /*dropout_p=*/0.0,
         /*is_causal=*/true, /*return_debug_mask=*/false, scale, left, std::nullopt);
     *log_sums = new at::Tensor(std::get<1>(results));
     *out = new at::Tensor(std::get<0>(results));

@@ -4,7 +4,7 @@ use tch::{Kind, Tensor};
 
 use super::{FLASH_BOUNDS, Framed, On, Pair, wide};
 use crate::cuda::road;
-use crate::{AttentionShape, Segments, reference};
+use crate::{AttentionShape, Segment, Segments, reference};
 
 /// One token, tile ends, a document that needs several tiles.
 const DOCUMENTS: [i32; 5] = [0, 1, 33, 36, 206];
@@ -48,7 +48,7 @@ pub(super) fn flash(on: &On) -> Vec<Pair> {
     on.allow(FLASH_BOUNDS);
     let shapes = [narrow(), wider(), widest()].concat().into_iter();
     let shapes = shapes.map(|shape| AttentionShape { softcap: None, ..shape });
-    shapes.flat_map(|shape| packed(on, shape, BEST)).collect()
+    shapes.flat_map(|shape| packed(on, shape, BEST).into_iter().chain(sharing(on, shape))).collect()
 }
 
 type Forward = fn(&Tensor, &Segments, AttentionShape, &Tensor, &Tensor);
@@ -102,6 +102,33 @@ fn packed(on: &On, shape: AttentionShape, (forward, backward): (Forward, Backwar
     let margins = [out.margin(), d_qkv.margin()];
     let results = [(out.view, expected), (log_sums, sums), (d_qkv.view, d_expected)];
     margins.into_iter().chain(results).collect()
+}
+
+/// Documents that go on from an earlier one, and keys behind all queries that each of them sees.
+fn sharing(on: &On, shape: AttentionShape) -> Vec<Pair> {
+    const ALL_ROWS: i64 = 139;
+    let segment = |rows, before| Segment { rows, before };
+    let (beginning, learned) = (1..70, 132..139);
+    let segments = Segments::new(vec![
+        segment(0..1, vec![learned.clone()]),
+        segment(beginning.clone(), vec![learned.clone()]),
+        segment(70..90, vec![learned.clone(), beginning.clone()]),
+        segment(90..132, vec![learned, beginning]),
+    ]);
+    let t = segments.rows() as i64;
+    let (width, out_width) = (shape.width() as i64, (shape.heads * shape.head_dim) as i64);
+    let (qkv, d_out) = (on.random(&[ALL_ROWS, width]), on.random(&[t, out_width]));
+    let log_sums = on.room(&[t, shape.heads as i64]);
+    let (out, d_qkv) = (on.room(&[t, out_width]), on.room(&[ALL_ROWS, width]));
+    let (out, d_qkv) = (out.to_kind(on.kind), d_qkv.to_kind(on.kind));
+    crate::attention(&qkv, &segments, shape, &out, &log_sums);
+    crate::attention_backward(&d_out, &qkv, &out, &log_sums, &segments, shape, &d_qkv);
+    let (qkv, d_out) = (wide(&qkv), wide(&d_out));
+    let (expected, d_expected) = (d_out.empty_like(), qkv.empty_like());
+    let sums = log_sums.empty_like();
+    reference::attention(&qkv, &segments, shape, &expected, &sums);
+    reference::attention_backward(&d_out, &qkv, &segments, shape, &d_expected);
+    vec![(out, expected), (log_sums, sums), (d_qkv, d_expected)]
 }
 
 pub(super) fn cached(on: &On) -> Vec<Pair> {
