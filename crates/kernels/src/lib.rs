@@ -61,11 +61,18 @@ pub use softcap::{softcap_, softcap_backward_};
 
 use tch::{Device, Kind, Tensor};
 
-/// True when the fast CPU form of an operation may look at this tensor's memory.
+/// True when the fast CPU form of an operation may look at this tensor's memory. Tensors of f64 are for proofs:
+/// a backward pass is held against differences of its forward pass there.
 fn on_cpu(tensor: &Tensor) -> bool {
     let kind = tensor.kind();
-    assert!(matches!(kind, Kind::Float | Kind::BFloat16), "kernels work on f32 and bf16 tensors");
+    let known = matches!(kind, Kind::Float | Kind::BFloat16 | Kind::Double);
+    assert!(known, "kernels work on f32, bf16 and f64 tensors");
     tensor.device() == Device::Cpu && kind == Kind::Float
+}
+
+/// What tensors of a type are computed and summed in.
+pub fn wide_kind(kind: Kind) -> Kind {
+    if kind == Kind::Double { Kind::Double } else { Kind::Float }
 }
 
 /// Threads for Rust's own loops; libtorch's are set apart. Call once, at the start of the process.

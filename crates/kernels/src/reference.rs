@@ -1,8 +1,8 @@
 //! Every operation in plain tch, for any device: the road on CUDA and of bf16 tensors, and the oracle of the CPU
 //! forms.
 //!
-//! Same contracts as the functions of the same names at the crate's root. All arithmetic is f32: bf16 is widened
-//! where it is read, and rounded where it is written.
+//! Same contracts as the functions of the same names at the crate's root. All arithmetic is f32, or f64 on f64
+//! tensors: bf16 is widened where it is read, and rounded where it is written.
 
 use tch::{Device, IndexOp, Kind, Tensor};
 
@@ -11,7 +11,7 @@ use crate::nf4::{BLOCK, NESTED_BLOCK};
 use crate::segments::{Segment, Segments};
 use crate::{
     Activation, AdamW, AttentionShape, Code, Factors, MOMENT_BLOCK, Moments, Nf4, Rotary,
-    TargetLog, Term, TokenLoss, Write,
+    TargetLog, Term, TokenLoss, Write, wide_kind,
 };
 
 fn write(target: &Tensor, value: &Tensor) {
@@ -19,9 +19,9 @@ fn write(target: &Tensor, value: &Tensor) {
     target.shallow_clone().copy_(value);
 }
 
-/// The values as f32; the tensor itself when it is.
+/// The values as they are computed with, f32 unless they are f64; the tensor itself when it is that.
 fn wide(tensor: &Tensor) -> Tensor {
-    tensor.to_kind(Kind::Float)
+    tensor.to_kind(wide_kind(tensor.kind()))
 }
 
 pub fn product(terms: &[Term<'_>], scale: f64, write: Write, out: &Tensor) {
@@ -47,7 +47,7 @@ pub fn product(terms: &[Term<'_>], scale: f64, write: Write, out: &Tensor) {
 
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64, out: &Tensor, rstd: &Tensor) {
     let x = wide(&segments(x, weight));
-    let r = (x.square().mean_dim(-1, true, Kind::Float) + eps).rsqrt();
+    let r = (x.square().mean_dim(-1, true, x.kind()) + eps).rsqrt();
     write(&segments(out, weight), &(x * &r * weight));
     write(&rstd.view([r.size()[0], r.size()[1]]), &r.squeeze_dim(-1));
 }
@@ -63,7 +63,7 @@ pub fn rms_norm_backward(dy: &Tensor, x: &Tensor, weight: &Tensor, rstd: &Tensor
     let (dy, x) = (wide(&segments(dy, weight)), wide(&segments(x, weight)));
     let dx = segments(dx, weight);
     let (g, r) = (dy * weight, rstd.view([x.size()[0], x.size()[1], 1]));
-    let along = (&g * &x).mean_dim(-1, true, Kind::Float) * r.pow_tensor_scalar(3);
+    let along = (&g * &x).mean_dim(-1, true, x.kind()) * r.pow_tensor_scalar(3);
     write(&dx, &(wide(&dx) + &g * &r - x * along));
 }
 
@@ -124,7 +124,7 @@ pub fn softcap_backward_(dy: &Tensor, y: &Tensor, cap: f64) {
 
 pub fn cross_entropy_(logits: &Tensor, targets: &[i64], factors: Factors<'_>) -> TokenLoss {
     let index = Tensor::from_slice(targets).to_device(logits.device()).unsqueeze(1);
-    let log_p = logits.log_softmax(-1, Kind::Float);
+    let log_p = logits.log_softmax(-1, wide_kind(logits.kind()));
     let at_target = log_p.gather(1, &index, false);
     let top = logits.max_dim(-1, true).0;
     let correct = logits.gather(1, &index, false).eq_tensor(&top).sum(Kind::Int64);
@@ -137,7 +137,7 @@ pub fn cross_entropy_(logits: &Tensor, targets: &[i64], factors: Factors<'_>) ->
         &match factors {
             Factors::Equal(factor) => gradient * factor,
             Factors::Each(factors) => {
-                let factors = Tensor::from_slice(factors).to_kind(Kind::Float);
+                let factors = Tensor::from_slice(factors).to_kind(gradient.kind());
                 gradient * factors.to_device(logits.device()).unsqueeze(1)
             }
         },
@@ -147,7 +147,8 @@ pub fn cross_entropy_(logits: &Tensor, targets: &[i64], factors: Factors<'_>) ->
 
 pub fn target_logs(logits: &Tensor, targets: &[i64]) -> Vec<TargetLog> {
     let index = Tensor::from_slice(targets).to_device(logits.device()).unsqueeze(1);
-    let log_p = logits.log_softmax(-1, Kind::Float).gather(1, &index, false).view([-1]);
+    let log_p =
+        logits.log_softmax(-1, wide_kind(logits.kind())).gather(1, &index, false).view([-1]);
     let top = logits.max_dim(-1, true).0;
     let correct = logits.gather(1, &index, false).eq_tensor(&top).view([-1]);
     let numbers = |t: &Tensor| -> Vec<f64> {
@@ -253,7 +254,7 @@ pub fn attention(
         let rows = segment.rows.start as i64..segment.rows.end as i64;
         let [q, k, v] = split_heads(qkv, segment, shape);
         let scores = scores(&q, &k, shape);
-        let o = scores.softmax(-1, Kind::Float).matmul(&v).transpose(0, 1);
+        let o = scores.softmax(-1, scores.kind()).matmul(&v).transpose(0, 1);
         write(&out.i(rows.clone()), &o.reshape([rows.end - rows.start, -1]));
         write(&log_sums.i(rows), &scores.logsumexp([-1], false).tr());
     }
@@ -268,15 +269,15 @@ pub fn attention_backward(
 ) {
     let (h, k, d) = (shape.heads as i64, shape.kv_heads as i64, shape.head_dim as i64);
     // Keys that several segments see get several parts; sums are wide.
-    let sums = Tensor::zeros(d_qkv.size(), (Kind::Float, d_qkv.device()));
+    let sums = Tensor::zeros(d_qkv.size(), (wide_kind(d_qkv.kind()), d_qkv.device()));
     for segment in segments.iter() {
         let rows = segment.rows.start as i64..segment.rows.end as i64;
         let [query, key, value] = split_heads(qkv, segment, shape);
         let scores = scores(&query, &key, shape);
-        let p = scores.softmax(-1, Kind::Float);
+        let p = scores.softmax(-1, scores.kind());
         let d_o = wide(&d_out.i(rows.clone())).view([-1, h, d]).transpose(0, 1);
         let dp = d_o.matmul(&value.mt());
-        let delta = (&dp * &p).sum_dim_intlist([-1i64].as_slice(), true, Kind::Float);
+        let delta = (&dp * &p).sum_dim_intlist([-1i64].as_slice(), true, p.kind());
         let ds = &p * (dp - delta) * shape.scale;
         let ds = match shape.softcap {
             // Hidden scores are infinite; their probability is 0, and so must the product be.
@@ -286,7 +287,7 @@ pub fn attention_backward(
         let flat = |t: Tensor| t.transpose(0, 1).reshape([-1, t.size()[0] * d]);
         let per_group = |t: Tensor| {
             let grouped = t.view([k, h / k, -1, d]);
-            flat(grouped.sum_dim_intlist([1i64].as_slice(), false, Kind::Float))
+            flat(grouped.sum_dim_intlist([1i64].as_slice(), false, grouped.kind()))
         };
         let _ = sums.i(rows).narrow(1, 0, h * d).g_add_(&flat(ds.matmul(&key)));
         let (d_key, d_value) = (per_group(ds.mt().matmul(&query)), per_group(p.mt().matmul(&d_o)));
@@ -321,7 +322,7 @@ pub fn cached_attention(
     };
     let (k, v) = (packed(keys, shape.kv_heads), packed(values, shape.kv_heads));
     let q = wide(q).view([new, shape.heads as i64, shape.head_dim as i64]).transpose(0, 1);
-    let o = scores(&q, &k, shape).softmax(-1, Kind::Float).matmul(&v).transpose(0, 1);
+    let o = scores(&q, &k, shape).softmax(-1, q.kind()).matmul(&v).transpose(0, 1);
     write(out, &o.reshape([new, -1]));
 }
 

@@ -118,7 +118,8 @@ impl Activations {
         let [d, q, kv, f] =
             [spec.hidden_size, spec.query_width(), spec.kv_width(), spec.intermediate_size]
                 .map(|width| width as i64);
-        let (kind, statistic) = (decoder.kind(), (Kind::Float, device));
+        let kind = decoder.kind();
+        let statistic = (kernels::wide_kind(kind), device);
         let matrix = |width: i64| rows(capacity, width, (kind, device));
         let longer = |width: i64| rows(capacity + extra, width, (kind, device));
         let statistics = |width: i64| Tensor::empty([capacity, width], statistic);

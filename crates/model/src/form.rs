@@ -19,6 +19,9 @@ pub enum Precision {
     Fp32,
     /// Products of bf16 numbers are summed in f32 and rounded once.
     Bf16,
+    /// Everything in f64, adapters too: for proofs, in which differences stand for derivatives.
+    #[cfg(test)]
+    Fp64,
 }
 
 impl Precision {
@@ -26,6 +29,8 @@ impl Precision {
         match self {
             Self::Fp32 => Kind::Float,
             Self::Bf16 => Kind::BFloat16,
+            #[cfg(test)]
+            Self::Fp64 => Kind::Double,
         }
     }
 }

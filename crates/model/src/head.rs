@@ -216,7 +216,8 @@ impl Decoder {
     /// The final norm of rows `[N, D]`, and 1/rms of each.
     pub(crate) fn final_norm(&self, rows: &Tensor) -> (Tensor, Tensor) {
         let x = rows.empty_like();
-        let rstd = Tensor::empty([rows.size()[0]], (Kind::Float, self.device));
+        let statistic = (kernels::wide_kind(rows.kind()), self.device);
+        let rstd = Tensor::empty([rows.size()[0]], statistic);
         rms_norm(rows, &self.norm, self.spec.rms_norm_eps, &x, &rstd);
         (x, rstd)
     }

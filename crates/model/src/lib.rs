@@ -12,6 +12,8 @@ mod adapter;
 mod arrangement;
 mod batch;
 mod decoder;
+#[cfg(test)]
+mod finite_differences;
 mod form;
 mod generate;
 mod head;

@@ -3,7 +3,7 @@
 use std::cell::OnceCell;
 
 use kernels::{Compact, Term, Write, skinny};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use crate::adapter::{Dora, Gradients, Group, a_view, b_view, magnitude_view};
 use crate::products::{f32_product, products};
@@ -143,7 +143,7 @@ impl Linear {
     /// `x·Wᵀ + s·(sB)ᵀ` as f32, what weight decomposition multiplies by its gain.
     fn decomposed(&self, x: &Tensor, group: &Group, s: &Tensor) -> Tensor {
         let size = [x.size()[0], group.layout.out_width];
-        let out = Tensor::empty(size, (Kind::Float, x.device()));
+        let out = Tensor::empty(size, (kernels::wide_kind(x.kind()), x.device()));
         self.sum(x, Some((group, s)), Write::Over, &out);
         out
     }
@@ -197,7 +197,7 @@ impl Linear {
         gradients: &mut Gradients,
     ) {
         let update = self.decomposed(saved.x, group, saved.s);
-        let sums = (dy * update).sum_dim_intlist(0, false, Kind::Float) / &dora.norm;
+        let sums = (dy * update).sum_dim_intlist(0, false, dora.norm.kind()) / &dora.norm;
         for part in &group.layout.parts {
             if let Some(mut gradient) = magnitude_view(gradients.flat(), part) {
                 let _ = gradient.g_add_(&sums.narrow(0, part.out_start, part.out_width));

@@ -154,15 +154,16 @@ impl Source {
         tch::no_grad(|| tensor.normal_(0.0, SPREAD))
     }
 
-    /// What a norm multiplies by, f32.
+    /// What a norm multiplies by, in the type that statistics have.
     fn norm(&mut self, spec: &DecoderSpec, name: &str, width: usize) -> Result<Tensor, LoadError> {
+        let wide = kernels::wide_kind(self.form.precision.kind());
         let weight = match self.values(name, &[width as i64])? {
-            Some(values) => Tensor::from_slice(&values).to_device(self.device),
+            Some(values) => Tensor::from_slice(&values).to_kind(wide).to_device(self.device),
             // A norm begins as the identity.
             None => {
                 self.parameters += width as u64;
                 let one = if spec.norm_plus_one { 0.0 } else { 1.0 };
-                Tensor::full([width as i64], one, (Kind::Float, self.device))
+                Tensor::full([width as i64], one, (wide, self.device))
             }
         };
         Ok(if spec.norm_plus_one { weight + 1.0 } else { weight })

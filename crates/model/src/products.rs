@@ -6,7 +6,7 @@ use tch::{Device, Kind, Tensor};
 
 /// `out (+)= scale · Σ a·b`, in the type of `out`; see [`kernels::product`].
 pub(crate) fn products(terms: &[Term<'_>], scale: f64, write: Write, out: &Tensor) {
-    if terms.iter().all(|term| term.b.kind() == Kind::Float) {
+    if terms.iter().all(|term| term.b.kind() != Kind::BFloat16) {
         return kernels::product(terms, scale, write, out);
     }
     let mut rest = terms;
@@ -32,7 +32,7 @@ pub(crate) fn products(terms: &[Term<'_>], scale: f64, write: Write, out: &Tenso
 /// `out = a·b`, in the type of `out`.
 pub(crate) fn product(a: &Tensor, b: &Tensor, out: &Tensor) {
     match Road::of(b, out) {
-        Road::F32 => kernels::product(&[Term::new(a, b)], 1.0, Write::Over, out),
+        Road::Plain => kernels::product(&[Term::new(a, b)], 1.0, Write::Over, out),
         Road::Direct => drop(narrowed(a, b).mm_out(out, b)),
         Road::Wide => in_f32(a, b, |columns, part| {
             columns.of(out).copy_(part);
@@ -44,7 +44,7 @@ pub(crate) fn product(a: &Tensor, b: &Tensor, out: &Tensor) {
 /// `out += a·b`, in the type of `out`.
 pub(crate) fn add_product(a: &Tensor, b: &Tensor, out: &Tensor) {
     match Road::of(b, out) {
-        Road::F32 => kernels::product(&[Term::new(a, b)], 1.0, Write::Add, out),
+        Road::Plain => kernels::product(&[Term::new(a, b)], 1.0, Write::Add, out),
         Road::Direct => drop(out.shallow_clone().addmm_(&narrowed(a, b), b)),
         Road::Wide => in_f32(a, b, |columns, part| {
             let _ = columns.of(out).g_add_(part);
@@ -55,17 +55,17 @@ pub(crate) fn add_product(a: &Tensor, b: &Tensor, out: &Tensor) {
     }
 }
 
-/// `a·b` as f32.
+/// `a·b` as f32; of f64 factors as f64.
 pub(crate) fn f32_product(a: &Tensor, b: &Tensor) -> Tensor {
-    let out = Tensor::empty([a.size()[0], b.size()[1]], (Kind::Float, b.device()));
+    let out = Tensor::empty([a.size()[0], b.size()[1]], (kernels::wide_kind(b.kind()), b.device()));
     product(a, b, &out);
     out
 }
 
 /// How a product is computed.
 enum Road {
-    /// All f32.
-    F32,
+    /// All f32, or all f64.
+    Plain,
     /// One call: all of one type, and the hardware has it.
     Direct,
     /// Through f32 copies, a block of columns at a time.
@@ -77,8 +77,8 @@ enum Road {
 impl Road {
     fn of(b: &Tensor, out: &Tensor) -> Self {
         let same = b.kind() == out.kind();
-        if b.kind() == Kind::Float {
-            Self::F32
+        if b.kind() != Kind::BFloat16 {
+            Self::Plain
         } else if b.device() != Device::Cpu {
             if same { Self::Direct } else { Self::F32Result }
         } else if same && has_bf16_products() {

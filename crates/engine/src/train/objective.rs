@@ -326,3 +326,66 @@ fn batch(packed: dataset::Packed) -> Batch {
         target_ids: packed.target_ids,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use domain::preference::{LossType, PreferenceRequest};
+
+    use super::*;
+
+    /// What each token's log-probability is told, against central differences of the loss of its row, for every
+    /// loss there is. What the model makes of it is proved in `crates/model/src/finite_differences.rs`.
+    #[test]
+    fn the_coefficient_of_every_token_is_the_slope_of_the_loss() {
+        let (step, bound) = (1e-5, 1e-8);
+        // Two rows, in another order than in the file; pairs of answers of 3 and 4, and of 2 and 1 tokens.
+        let micro_batch = |target_ends: &[usize]| MicroBatch {
+            batch: Batch::default(),
+            rows: vec![1, 0],
+            target_ends: target_ends.to_vec(),
+            part: Part::Learning,
+        };
+        let log_p = [-0.5, -2.0, -1.25, -3.0, -0.1, -1.5, -2.5, -0.7, -1.1, -4.0];
+        for loss_type in LossType::ALL {
+            let is_labelled = loss_type == LossType::Kto;
+            let smoothing = loss_type.takes_label_smoothing().then_some(0.1);
+            let asked = PreferenceRequest { loss_type, ..PreferenceRequest::default() };
+            let asked = PreferenceRequest {
+                label_smoothing: smoothing,
+                desirable_weight: Some(1.5),
+                undesirable_weight: Some(0.75),
+                ..asked
+            };
+            let micro_batch = micro_batch(if is_labelled { &[7, 10] } else { &[3, 7, 9, 10] });
+            let comparison = Comparison {
+                options: asked.resolve(),
+                references: vec![[-6.0, -5.5], [-2.0, -4.5]],
+                labels: is_labelled.then_some(&[true, false][..]),
+                micro_batch: &micro_batch,
+            };
+            let enter = |row: usize, logs: &[f64]| {
+                let log = |&log_p: &f64| TargetLog { log_p, correct: false };
+                let mut sums = Sums::default();
+                sums.add_to_baseline(0.3);
+                let logs: Vec<TargetLog> = logs.iter().map(log).collect();
+                let coefficients = comparison.enter(row, &logs, &mut sums);
+                (sums.loss, coefficients)
+            };
+            for (row, logs) in [&log_p[..7], &log_p[7..]].into_iter().enumerate() {
+                let (_, coefficients) = enter(row, logs);
+                assert_eq!(coefficients.len(), logs.len());
+                for (token, coefficient) in coefficients.into_iter().enumerate() {
+                    let at = |step: f64| {
+                        let mut moved = logs.to_vec();
+                        moved[token] += step;
+                        enter(row, &moved).0
+                    };
+                    let slope = (at(step) - at(-step)) / (2.0 * step);
+                    let what = format!("{loss_type:?}, row {row}, token {token}");
+                    assert!((slope + coefficient).abs() < bound, "{what}: {slope} {coefficient}");
+                    assert!(coefficient != 0.0, "{what} proves nothing");
+                }
+            }
+        }
+    }
+}

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::io::{self, Write};
 use std::path::Path;
 
-use tch::{Kind, Tensor};
+use tch::Tensor;
 use weights::spec::{self, layer_prefix};
 use weights::{TensorData, TensorFile, write_model};
 
@@ -103,7 +103,7 @@ impl Full {
     pub fn refresh(&mut self) {
         self.decoder.forget_compact();
         let (decoder, own) = (&self.decoder, &self.parameters);
-        if decoder.kind() != Kind::Float {
+        if own.embedding.kind() != decoder.kind() {
             self.narrow();
         }
         let offset = if decoder.spec.norm_plus_one { 1.0 } else { 0.0 };
@@ -161,7 +161,8 @@ impl FullLayout {
 
     /// Tensor by tensor, so that there is never a second copy of them all.
     fn read(&self, file: &TensorFile, base: &Decoder) -> Result<Tensor, AdapterError> {
-        let values = Tensor::empty([self.len()], (Kind::Float, base.device()));
+        let options = (kernels::wide_kind(base.kind()), base.device());
+        let values = Tensor::empty([self.len()], options);
         for tensor in &self.tensors {
             let found = file.get(&tensor.name)?.shape.clone();
             if !found.iter().map(|&n| n as i64).eq(tensor.shape.iter().copied()) {
@@ -229,7 +230,7 @@ impl Parameters {
 
     /// Adds the gradient of the embedding from that of the first layer's input, `[T, D]`.
     pub fn add_embedding(&self, ids: &Tensor, d_hidden: &Tensor, scale: f64) {
-        let d_hidden = d_hidden.to_kind(Kind::Float);
+        let d_hidden = d_hidden.to_kind(self.embedding.kind());
         let d_hidden = if scale == 1.0 { d_hidden } else { d_hidden * scale };
         let _ = self.embedding.shallow_clone().index_add_(0, ids, &d_hidden);
     }
@@ -241,7 +242,7 @@ impl LayerParameters {
         let (weight, bias) = &self.products[product];
         add_product(&dy.tr(), x, weight);
         if let Some(bias) = bias {
-            let _ = bias.shallow_clone().g_add_(&dy.sum_dim_intlist(0, false, Kind::Float));
+            let _ = bias.shallow_clone().g_add_(&dy.sum_dim_intlist(0, false, bias.kind()));
         }
     }
 
@@ -267,9 +268,10 @@ impl LayerParameters {
 /// one or several segments as wide as the weight, and 1/rms of each.
 pub(crate) fn add_norm(weight: &Tensor, dy: &Tensor, x: &Tensor, rstd: &Tensor, scale: f64) {
     let rows = x.size()[0];
-    let segments = |t: &Tensor| t.view([rows, -1, weight.size()[0]]).to_kind(Kind::Float);
+    let wide = weight.kind();
+    let segments = |t: &Tensor| t.view([rows, -1, weight.size()[0]]).to_kind(wide);
     let products = segments(dy) * segments(x) * rstd.view([rows, -1, 1]);
-    let sum = products.sum_dim_intlist([0i64, 1].as_slice(), false, Kind::Float);
+    let sum = products.sum_dim_intlist([0i64, 1].as_slice(), false, wide);
     let _ = weight.shallow_clone().g_add_(&(sum * scale));
 }
 

@@ -4,7 +4,7 @@
 use std::cell::OnceCell;
 
 use kernels::Compact;
-use tch::{Kind, Tensor, no_grad};
+use tch::{Tensor, no_grad};
 use weights::TensorFile;
 use weights::peft::{LoraConfig, Pattern};
 
@@ -213,6 +213,7 @@ impl Lora {
             }
         }
         let values = Tensor::from_slice(&values).to_device(decoder.device());
+        let values = values.to_kind(kernels::wide_kind(decoder.kind()));
         let lora = Self::assemble(decoder, options, layout, &values);
         no_grad(|| lora.start_magnitudes(&values));
         Ok((lora, values))
@@ -229,6 +230,7 @@ impl Lora {
         let layout = Layout::new(decoder.spec(), &options);
         let values = read_values(file, &layout.tensors(), layout.len as usize)?;
         let values = Tensor::from_slice(&values).to_device(decoder.device());
+        let values = values.to_kind(kernels::wide_kind(decoder.kind()));
         Ok((Self::assemble(decoder, options, layout, &values), values))
     }
 
@@ -286,8 +288,9 @@ impl Lora {
 
 impl Dora {
     fn new(weight: Weight) -> Self {
-        let dense = weight.dense().to_kind(Kind::Float);
-        let squares = dense.square().sum_dim_intlist(-1, false, Kind::Float);
+        let dense = weight.dense();
+        let wide = kernels::wide_kind(dense.kind());
+        let squares = dense.to_kind(wide).square().sum_dim_intlist(-1, false, wide);
         let (norm, gain) = (squares.ones_like(), squares.ones_like());
         Self { weight, squares, norm, gain }
     }
@@ -295,11 +298,12 @@ impl Dora {
     /// Without forming BA: ‖W + B'A‖² = ‖W‖² + 2·B'·(WAᵀ) + B'·(AAᵀ)·B', row by row, with B' = sB.
     fn refresh(&self, weight: &Tensor, values: &Tensor, part: &PartLayout, a: &Tensor, b: &Tensor) {
         let rows = |t: &Tensor| t.narrow(0, part.out_start, part.out_width);
-        let a = a.narrow(0, part.rank_start, part.rank).to_kind(Kind::Float);
-        let b = b.to_kind(Kind::Float);
-        let along = rows(weight).to_kind(Kind::Float).mm(&a.tr());
+        let wide = self.squares.kind();
+        let a = part.rows(a).to_kind(wide);
+        let b = b.to_kind(wide);
+        let along = rows(weight).to_kind(wide).mm(&a.tr());
         let products = &b * (along * 2.0 + b.mm(&a.mm(&a.tr())));
-        let squares = rows(&self.squares) + products.sum_dim_intlist(-1, false, Kind::Float);
+        let squares = rows(&self.squares) + products.sum_dim_intlist(-1, false, wide);
         let norm = squares.clamp_min(0.0).sqrt();
         if let Some(magnitude) = magnitude_view(values, part) {
             rows(&self.gain).copy_(&(magnitude / &norm));

@@ -283,7 +283,7 @@ impl Adapter {
         let Some(rows) = self.rows() else { return };
         let Some(mut target) = rows.prompt(gradients.flat()) else { return };
         let copies = copies.view([-1, rows.count, copies.size()[1]]);
-        let sum = copies.sum_dim_intlist([0i64].as_slice(), false, tch::Kind::Float);
+        let sum = copies.sum_dim_intlist([0i64].as_slice(), false, target.kind());
         let _ = target.g_add_(&(sum * rows.scale));
     }
 

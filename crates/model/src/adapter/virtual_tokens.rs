@@ -3,7 +3,7 @@
 //!
 //! Real tokens take the positions behind them. Files and numbers are PEFT's.
 
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 use weights::TensorFile;
 use weights::peft::{VIRTUAL_TOKENS_KEY, VirtualTokensConfig};
 
@@ -94,11 +94,12 @@ impl Rows {
         if let Some(id) = ids.iter().find(|id| !(0..vocabulary).contains(*id)) {
             return Err(AdapterError::Invalid(format!("unknown token id {id} to start from")));
         }
+        let wide = kernels::wide_kind(decoder.kind());
         let values = match place {
             Place::Prompt => {
                 let index = Tensor::from_slice(&ids).to_device(decoder.device());
-                let rows_of_table = decoder.embedding.index_select(0, &index).to_kind(Kind::Float);
-                rows_of_table * (decoder.spec().embedding_scale / rows.scale)
+                let rows_of_table = decoder.embedding.index_select(0, &index);
+                rows_of_table.to_kind(wide) * (decoder.spec().embedding_scale / rows.scale)
             }
             Place::Prefix => {
                 // As if these tokens stood there.
@@ -109,7 +110,7 @@ impl Rows {
                 Tensor::cat(&layers, 1)
             }
         };
-        Ok((rows, values.to_kind(Kind::Float).reshape([-1]).contiguous()))
+        Ok((rows, values.to_kind(wide).reshape([-1]).contiguous()))
     }
 
     /// The rows of an opened folder.
@@ -122,7 +123,8 @@ impl Rows {
         let rows = Self::new(decoder.spec(), place, i64::from(config.num_virtual_tokens))?;
         let len = (rows.count * rows.width) as usize;
         let values = read_values(file, &rows.tensors(), len)?;
-        Ok((rows, Tensor::from_slice(&values).to_device(decoder.device())))
+        let values = Tensor::from_slice(&values).to_kind(kernels::wide_kind(decoder.kind()));
+        Ok((rows, values.to_device(decoder.device())))
     }
 
     pub fn tensors(&self) -> Vec<StoredTensor> {
