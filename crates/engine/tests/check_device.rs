@@ -58,6 +58,17 @@ fn a_fixture_that_does_not_agree_fails_the_check() {
 }
 
 #[test]
+fn kernels_that_the_environment_leaves_out_are_off() {
+    let output = Command::new(env!("CARGO_BIN_EXE_finetuned-engine"))
+        .args(["check-device", "--device", "cpu", "--json", "--threads", "1"])
+        .env("FINETUNED_CUDA_WITHOUT", "rotate_f32, adamw,")
+        .output()
+        .unwrap();
+    assert!(output.status.success());
+    assert_eq!(lines(&output)[0]["facts"]["switched off"], json!(["adamw", "rotate_f32"]));
+}
+
+#[test]
 fn a_device_that_is_missing_is_named() {
     let output = engine(&["check-device", "--device", "cuda:63"]);
     assert_eq!(output.status.code(), Some(2));
