@@ -28,7 +28,20 @@ pub struct Batch {
 #[error("malformed batch: {0}")]
 pub struct BatchError(String);
 
+impl BatchError {
+    pub(crate) fn of(message: &str) -> Self {
+        Self(message.to_owned())
+    }
+}
+
 impl Batch {
+    /// The last row of each document that no other one continues.
+    pub(crate) fn last_rows(&self) -> Vec<i64> {
+        let documents = 0..self.cu_seqlens.len().saturating_sub(1);
+        let ends = documents.filter(|document| !self.continues.contains(&Some(*document)));
+        ends.map(|document| i64::from(self.cu_seqlens[document + 1]) - 1).collect()
+    }
+
     pub fn tokens(&self) -> usize {
         self.input_ids.len()
     }

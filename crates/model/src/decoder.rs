@@ -216,7 +216,7 @@ impl Decoder {
     }
 
     /// Forward, the head's part on the last hidden state (it writes that state's gradient), backward.
-    fn training_pass<R>(
+    pub(crate) fn training_pass<R>(
         &self,
         batch: &Batch,
         adapter: &Adapter,
@@ -302,7 +302,7 @@ impl Decoder {
     }
 
     /// The last hidden states, of the batch as it was arranged.
-    fn hidden_states<'a>(
+    pub(crate) fn hidden_states<'a>(
         &self,
         batch: &'a Batch,
         adapter: Option<&Adapter>,

@@ -109,16 +109,29 @@ impl Decoder {
     /// # Panics
     /// When `ids` is empty, an id is outside the vocabulary, or the cache has no room; callers check first.
     pub fn extend(&self, cache: &mut KvCache, ids: &[i64], adapter: Option<&Adapter>) -> Tensor {
+        let decoder = self.under(adapter);
+        no_grad(|| {
+            let last = self.read(cache, ids, adapter);
+            decoder.head_logits_few(&decoder.final_norm(&last).0).view(-1).to_device(Device::Cpu)
+        })
+    }
+
+    /// Appends `ids` to the cache and answers the hidden state after the last of them, `[1, D]`; panics as
+    /// [`extend`](Self::extend).
+    pub(crate) fn read(
+        &self,
+        cache: &mut KvCache,
+        ids: &[i64],
+        adapter: Option<&Adapter>,
+    ) -> Tensor {
         assert!(!ids.is_empty(), "nothing to append");
         self.check_append(cache, ids);
         let decoder = self.under(adapter);
-        no_grad(|| {
-            let mut last = Tensor::new();
-            for part in ids.chunks(PREFILL) {
-                last = decoder.extend_part(cache, part, adapter);
-            }
-            decoder.head_logits_few(&decoder.final_norm(&last).0).view(-1).to_device(Device::Cpu)
-        })
+        let mut last = Tensor::new();
+        for part in ids.chunks(PREFILL) {
+            last = decoder.extend_part(cache, part, adapter);
+        }
+        last
     }
 
     /// Appends one token to each of several caches in one pass, and answers the logits after each: f32

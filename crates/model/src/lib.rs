@@ -25,6 +25,7 @@ mod products;
 pub mod reference;
 mod rope;
 mod sampler;
+mod score;
 mod weight;
 
 pub use activations::Recompute;

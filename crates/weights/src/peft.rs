@@ -15,7 +15,7 @@ use std::path::Path;
 use safetensors::Dtype;
 use serde_json::{Map, Value};
 
-pub use lora::{LoraConfig, lora_a_key, lora_b_key, magnitude_key};
+pub use lora::{LoraConfig, SCORE_KEY, lora_a_key, lora_b_key, magnitude_key};
 pub use pattern::Pattern;
 pub use virtual_tokens::{VIRTUAL_TOKENS_KEY, VirtualTokensConfig};
 
@@ -24,6 +24,8 @@ use crate::{FileError, TensorFile, durable, files, write_safetensors};
 pub const CONFIG_FILE: &str = "adapter_config.json";
 pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 
+/// PEFT's task of a model that has a score head.
+const SEQUENCE_SCORES: &str = "SEQ_CLS";
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
 /// What an adapter folder says of its adapter, by PEFT's `peft_type`.
@@ -47,7 +49,9 @@ impl AdapterConfig {
             Some(kind) => kind.clone(),
         };
         let task = fields.get("task_type").filter(|task| !task.is_null());
-        if let Some(task) = task.filter(|task| *task != "CAUSAL_LM") {
+        let is_lora = kind == "LORA";
+        let known = |task: &Value| task == "CAUSAL_LM" || (is_lora && task == SEQUENCE_SCORES);
+        if let Some(task) = task.filter(|task| !known(task)) {
             return refuse("task_type", task);
         }
         match kind.as_str() {

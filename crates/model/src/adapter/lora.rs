@@ -8,6 +8,7 @@ use tch::{Tensor, no_grad};
 use weights::TensorFile;
 use weights::peft::{LoraConfig, Pattern};
 
+use super::score::score_tensor;
 use super::{AdapterError, Uniform, read_values};
 use crate::decoder::Decoder;
 use crate::layout::{GROUPS, GroupLayout, Layout, PartLayout};
@@ -225,13 +226,25 @@ impl Lora {
         config: LoraConfig,
         file: &TensorFile,
     ) -> Result<(Self, Tensor), AdapterError> {
+        let scores = config.scores;
         let options = LoraOptions::from(config).named_as_in(decoder.spec());
         options.check()?;
         let layout = Layout::new(decoder.spec(), &options);
-        let values = read_values(file, &layout.tensors(), layout.len as usize)?;
+        let (mut tensors, mut len) = (layout.tensors(), layout.len);
+        if scores {
+            let width = decoder.spec().hidden_size as i64;
+            tensors.push(score_tensor(len, width));
+            len += width;
+        }
+        let values = read_values(file, &tensors, len as usize)?;
         let values = Tensor::from_slice(&values).to_device(decoder.device());
         let values = values.to_kind(kernels::wide_kind(decoder.kind()));
         Ok((Self::assemble(decoder, options, layout, &values), values))
+    }
+
+    /// The same adapter over another buffer that begins with its values.
+    pub fn over(self, decoder: &Decoder, values: &Tensor) -> Self {
+        Self::assemble(decoder, self.options, self.layout, values)
     }
 
     fn assemble(decoder: &Decoder, options: LoraOptions, layout: Layout, values: &Tensor) -> Self {

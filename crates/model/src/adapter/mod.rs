@@ -6,6 +6,7 @@
 
 mod full;
 mod lora;
+mod score;
 mod virtual_tokens;
 
 use std::path::Path;
@@ -14,7 +15,7 @@ use std::rc::Rc;
 use tch::{Device, Tensor, no_grad};
 use thiserror::Error;
 use weights::TensorFile;
-use weights::peft::{AdapterConfig, read_adapter, write_adapter};
+use weights::peft::{AdapterConfig, LoraConfig, read_adapter, write_adapter};
 
 use self::full::Full;
 pub(crate) use self::full::{LayerParameters, Parameters, add_norm};
@@ -55,6 +56,8 @@ pub enum AdapterOptions {
 pub struct Adapter {
     values: Tensor,
     kind: Kind,
+    /// Where the score head of a reward model begins in the flat buffer: behind everything else.
+    score: Option<i64>,
 }
 
 #[derive(Debug)]
@@ -87,7 +90,7 @@ impl Adapter {
             AdapterOptions::Prompt(tokens) => rows(Place::Prompt, tokens)?,
             AdapterOptions::Prefix(tokens) => rows(Place::Prefix, tokens)?,
         };
-        Ok(Self { values, kind }.refreshed())
+        Ok(Self { values, kind, score: None }.refreshed())
     }
 
     /// Reads an adapter folder in PEFT's format, or the folder of a whole tuned model.
@@ -98,22 +101,24 @@ impl Adapter {
     pub fn load(decoder: &Decoder, dir: &Path) -> Result<Self, AdapterError> {
         if weights::is_model(dir) {
             let (kind, values) = Self::whole(decoder, dir)?;
-            return Ok(Self { values, kind }.refreshed());
+            return Ok(Self { values, kind, score: None }.refreshed());
         }
         let (config, file) = read_adapter(dir)?;
         let rows = |place, config: &_| {
             Rows::load(decoder, place, config, &file)
-                .map(|(rows, values)| (Kind::Virtual(rows), values))
+                .map(|(rows, values)| (Kind::Virtual(rows), values, None))
         };
-        let (kind, values) = match config {
+        let (kind, values, score) = match config {
             AdapterConfig::Lora(config) => {
+                let scores = config.scores;
                 let (lora, values) = Lora::load(decoder, config, &file)?;
-                (Kind::Lora(lora), values)
+                let score = scores.then_some(lora.layout.len);
+                (Kind::Lora(lora), values, score)
             }
             AdapterConfig::Prompt(config) => rows(Place::Prompt, &config)?,
             AdapterConfig::Prefix(config) => rows(Place::Prefix, &config)?,
         };
-        Ok(Self { values, kind }.refreshed())
+        Ok(Self { values, kind, score }.refreshed())
     }
 
     fn whole(decoder: &Decoder, dir: &Path) -> Result<(Kind, Tensor), AdapterError> {
@@ -140,23 +145,24 @@ impl Adapter {
     /// # Errors
     /// When the disk refuses.
     pub fn save(&self, dir: &Path, base_model: &str) -> Result<(), AdapterError> {
-        let (config, tensors) = match &self.kind {
+        let config = match &self.kind {
             Kind::Full(full) => return full.save(dir, &self.values),
-            Kind::Lora(lora) => {
-                (AdapterConfig::Lora(lora.options.to_config(base_model)), lora.layout.tensors())
-            }
+            Kind::Lora(lora) => AdapterConfig::Lora(LoraConfig {
+                scores: self.is_reward(),
+                ..lora.options.to_config(base_model)
+            }),
             Kind::Virtual(rows) => {
                 let config = rows.to_config(base_model);
-                let config = match rows.place {
+                match rows.place {
                     Place::Prompt => AdapterConfig::Prompt(config),
                     Place::Prefix => AdapterConfig::Prefix(config),
-                };
-                (config, rows.tensors())
+                }
             }
         };
         let values = Vec::<f32>::try_from(self.values.to_device(Device::Cpu))
             .map_err(|error| AdapterError::Invalid(error.to_string()))?;
-        let tensors: Vec<_> = tensors
+        let tensors: Vec<_> = self
+            .adapter_tensors()
             .into_iter()
             .map(|tensor| {
                 let shape = tensor.shape.iter().map(|&n| n as usize).collect();
@@ -194,18 +200,27 @@ impl Adapter {
 
     /// The tensors of the flat buffer, in their order.
     pub fn extents(&self) -> Vec<Extent> {
-        let tensors = match &self.kind {
-            Kind::Lora(lora) => lora.layout.tensors(),
-            Kind::Full(full) => return full.extents(),
-            Kind::Virtual(rows) => rows.tensors(),
-        };
+        if let Kind::Full(full) = &self.kind {
+            return full.extents();
+        }
         let extent = |tensor: StoredTensor| {
             let range = tensor.range();
             Extent { offset: range.start, len: range.len(), decays: true }
         };
-        let mut extents: Vec<_> = tensors.into_iter().map(extent).collect();
+        let mut extents: Vec<_> = self.adapter_tensors().into_iter().map(extent).collect();
         extents.sort_by_key(|extent| extent.offset);
         extents
+    }
+
+    /// The tensors of an adapter's file; a whole model has others.
+    fn adapter_tensors(&self) -> Vec<StoredTensor> {
+        let mut tensors = match &self.kind {
+            Kind::Lora(lora) => lora.layout.tensors(),
+            Kind::Virtual(rows) => rows.tensors(),
+            Kind::Full(_) => Vec::new(),
+        };
+        tensors.extend(self.score_tensor());
+        tensors
     }
 
     /// The flat buffer `[len]`, f32. After writing to it, call [`Adapter::refresh`].

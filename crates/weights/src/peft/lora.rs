@@ -3,13 +3,17 @@
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, Value};
 
-use super::{Pattern, refuse, refuse_settings};
+use super::{Pattern, SEQUENCE_SCORES, refuse, refuse_settings};
 use crate::TensorFile;
 
 const PREFIX: &str = "base_model.model.";
 const A_SUFFIX: &str = ".lora_A.weight";
 const B_SUFFIX: &str = ".lora_B.weight";
 const MAGNITUDE_SUFFIX: &str = ".lora_magnitude_vector";
+/// The name of a reward model's score head `[1, D]`.
+pub const SCORE_KEY: &str = "base_model.model.score.weight";
+/// What PEFT names in `modules_to_save` of a model that scores sequences.
+const SCORE_MODULES: [&str; 2] = ["classifier", "score"];
 const MAX_RANK: u32 = 65_536;
 
 /// Fields that must say "no": absent, null, false, `"none"` or empty.
@@ -67,6 +71,9 @@ pub struct LoraConfig {
     /// Alphas of single modules, instead of `lora_alpha`.
     #[serde(default)]
     pub alpha_pattern: Pattern<f64>,
+    /// Whether a trained score head belongs to it: the task `SEQ_CLS`.
+    #[serde(skip)]
+    pub scores: bool,
 }
 
 impl LoraConfig {
@@ -96,11 +103,21 @@ impl LoraConfig {
     }
 
     /// From the fields of `adapter_config.json`.
-    pub(super) fn from_fields(fields: Map<String, Value>) -> Result<Self, String> {
+    pub(super) fn from_fields(mut fields: Map<String, Value>) -> Result<Self, String> {
+        let scores = fields.get("task_type").is_some_and(|task| task == SEQUENCE_SCORES);
+        if scores {
+            let saved = fields.remove("modules_to_save").unwrap_or_default();
+            let names = saved.as_array().map(Vec::as_slice).unwrap_or_default();
+            let known = |name: &Value| SCORE_MODULES.iter().any(|known| name == known);
+            if !names.iter().all(known) || !names.iter().any(|name| name == "score") {
+                return refuse("modules_to_save", &saved);
+            }
+        }
         refuse_settings(&fields, NOT_HONOURED)?;
         refuse_expressions(&fields)?;
         let config: Self =
             serde_json::from_value(Value::Object(fields)).map_err(|e| e.to_string())?;
+        let config = Self { scores, ..config };
         config.check()?;
         Ok(config)
     }
@@ -117,6 +134,10 @@ impl LoraConfig {
                 ("inference_mode", true.into()),
             ] {
                 fields.insert(name.into(), value);
+            }
+            if self.scores {
+                fields.insert("task_type".into(), SEQUENCE_SCORES.into());
+                fields.insert("modules_to_save".into(), SCORE_MODULES.to_vec().into());
             }
         }
         value
@@ -182,7 +203,10 @@ pub fn magnitude_key(module: &str) -> String {
 
 /// Every matrix A or B has its partner, and both are of the module's rank.
 pub(super) fn check_tensors(config: &LoraConfig, file: &TensorFile) -> Result<(), String> {
-    for name in file.names() {
+    if config.scores && !file.contains(SCORE_KEY) {
+        return Err(format!("it has no score head {SCORE_KEY:?}"));
+    }
+    for name in file.names().filter(|name| !(config.scores && *name == SCORE_KEY)) {
         let path = name.strip_prefix(PREFIX).unwrap_or_default();
         let shape = file.get(name).map_err(|e| e.to_string())?.shape;
         let ends = [A_SUFFIX, B_SUFFIX, MAGNITUDE_SUFFIX];
