@@ -148,9 +148,28 @@ impl ChatTokenizer {
         messages: &[Value],
         tools: &[Value],
     ) -> Result<Vec<u32>, TemplateError> {
+        self.encode_chat(messages, tools, true)
+    }
+
+    /// The ids of a whole conversation, as a training row has them. Text of special tokens inside the
+    /// messages stays plain text.
+    pub fn encode_conversation(
+        &self,
+        messages: &[Value],
+        tools: &[Value],
+    ) -> Result<Vec<u32>, TemplateError> {
+        self.encode_chat(messages, tools, false)
+    }
+
+    fn encode_chat(
+        &self,
+        messages: &[Value],
+        tools: &[Value],
+        with_header: bool,
+    ) -> Result<Vec<u32>, TemplateError> {
         let spelled = |list: &[Value]| list.iter().any(|v| self.control.find_in(v).is_some());
         if !spelled(messages) && !spelled(tools) {
-            let text = self.render(messages, tools, true)?;
+            let text = self.render(messages, tools, with_header)?;
             return Ok(self.encode(&text)?.ids);
         }
         let marks = Marks::absent_from(&[messages, tools]).ok_or_else(|| {
@@ -159,7 +178,7 @@ impl ChatTokenizer {
         let mark = |list: &[Value]| -> Vec<Value> {
             list.iter().map(|value| self.control.mark(value, marks)).collect()
         };
-        let text = self.render(&mark(messages), &mark(tools), true)?;
+        let text = self.render(&mark(messages), &mark(tools), with_header)?;
         self.encode_marked(&text, marks)
     }
 

@@ -72,6 +72,9 @@ pub struct GenerateRequest {
     #[serde(default)]
     pub tools: Vec<serde_json::Value>,
     pub sampling: Sampling,
+    /// Score the messages with a reward model instead of answering them.
+    #[serde(default)]
+    pub score: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -114,6 +117,8 @@ pub enum GenerationEvent {
     Delta { index: u32, text: String },
     /// Choice `index` has ended.
     Finished { index: u32, reason: FinishReason },
+    /// What a reward model says about the messages.
+    Scored { score: f64 },
     /// Every choice has ended; nothing follows.
     Done { prompt_tokens: u32, completion_tokens: u32 },
     /// The request cannot be answered; nothing follows.
@@ -129,7 +134,7 @@ pub enum FinishReason {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GenerationFailure {
-    /// `context_length_exceeded`, `invalid_messages`, `engine_lost`, `internal_error`.
+    /// `context_length_exceeded`, `invalid_messages`, `wrong_model`, `engine_lost`, `internal_error`.
     pub code: String,
     pub message: String,
 }

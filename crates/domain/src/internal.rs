@@ -205,6 +205,9 @@ pub struct InferenceTask {
     pub messages: Vec<serde_json::Value>,
     pub tools: Vec<serde_json::Value>,
     pub sampling: Sampling,
+    /// Score the messages with a reward model instead of answering them.
+    #[serde(default)]
+    pub score: bool,
 }
 
 /// Files of a checkpoint that only a resumed run needs.

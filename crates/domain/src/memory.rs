@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::hyperparameters::{self, GradientCheckpointing, OptimizerKind, Quantization, Tuning};
 use crate::plan::ResolvedHyperparameters;
+use crate::preference::LossType;
 
 pub use self::shape::{ExtraNorms, ModelShape};
 
@@ -65,7 +66,7 @@ pub struct Workload {
     pub precision: Precision,
     /// Tokens of the largest micro-batch: `micro_batch_tokens`, or the longest example if that is longer.
     pub tokens: u64,
-    /// Of `tokens`, those that are targets; at most all.
+    /// Of `tokens`, those that are targets; at most all, and none of a reward model.
     pub target_tokens: u64,
     pub gradient_checkpointing: GradientCheckpointing,
     /// Passes without gradients, of a validation file or of a reference, have buffers of their own.
@@ -83,7 +84,10 @@ impl Workload {
         let (quantised, virtual_tokens) =
             (h.quantization == Quantization::Nf4, u64::from(h.virtual_positions()));
         let tokens = u64::from(h.micro_batch_tokens).max(longest);
-        let has_reference = h.preference.as_deref().is_some_and(|p| p.loss_type.has_reference());
+        let loss_type = h.preference.as_deref().map(|preference| preference.loss_type);
+        let has_reference = loss_type.is_some_and(LossType::has_reference);
+        // A reward model predicts no tokens; its own head is too small to be counted.
+        let target_tokens = if loss_type == Some(LossType::Reward) { 0 } else { tokens };
         Self {
             trained: match (h.tuning, quantised) {
                 (Tuning::Full, _) => Trained::Full,
@@ -99,10 +103,10 @@ impl Workload {
             optimizer: h.optimizer,
             precision: h.precision.into(),
             tokens,
-            target_tokens: tokens,
+            target_tokens,
             gradient_checkpointing: h.gradient_checkpointing,
             has_validation: has_validation || has_reference,
-            keeps_logits: h.preference.is_some(),
+            keeps_logits: loss_type.is_some(),
         }
     }
 }
@@ -313,10 +317,11 @@ fn workspace(shape: &ModelShape, workload: &Workload, tokens: u64) -> u64 {
     let targets = workload.target_tokens.min(tokens);
     // Logits are f32; in bf16 their gradient is rounded to a copy.
     let rows = match workload.precision {
+        _ if targets == 0 => 0,
         Precision::F32 => HEAD_ROWS,
         Precision::Bf16 => {
             let rows = GPU_BLOCK_BYTES / 4 / shape.vocab_size.max(1);
-            (rows / HEAD_ROWS * HEAD_ROWS).clamp(HEAD_ROWS, GPU_ROWS).min(targets.max(1))
+            (rows / HEAD_ROWS * HEAD_ROWS).clamp(HEAD_ROWS, GPU_ROWS).min(targets)
         }
     };
     let logits = rows * shape.vocab_size * if bytes == 4 { 4 } else { 4 + bytes };
@@ -439,6 +444,17 @@ mod tests {
         let prefix = peak(Trained::Prefix { tokens, quantised });
         assert!(peak(Trained::Prompt { tokens, quantised: true }) < prompt && prompt < prefix);
         assert!(prefix < peak(Trained::Lora { rank: 16 }));
+    }
+
+    #[test]
+    fn a_reward_model_has_no_logits() {
+        let peak = |target_tokens| {
+            let lora = workload(Trained::Lora { rank: 16 });
+            estimate(&LLAMA_8B, &Workload { target_tokens, precision: Precision::F32, ..lora })
+                .peak()
+        };
+        let head = 4 * 4096 * 4 * 1024;
+        assert_eq!(peak(1024) - peak(0), head + HEAD_ROWS * LLAMA_8B.vocab_size * 4);
     }
 
     #[test]

@@ -23,12 +23,14 @@ pub enum LossType {
     Simpo,
     /// Single answers with a label, good or bad, instead of pairs: 1 − σ(±β·(what the adapter added − z₀)).
     Kto,
+    /// A reward model: a score of its own for each answer, −ln σ(difference of the scores − γ).
+    Reward,
 }
 
 impl LossType {
-    pub const ALL: [Self; 6] =
-        [Self::Sigmoid, Self::Ipo, Self::Hinge, Self::Orpo, Self::Simpo, Self::Kto];
-    pub const NAMES: [&str; 6] = ["sigmoid", "ipo", "hinge", "orpo", "simpo", "kto"];
+    pub const ALL: [Self; 7] =
+        [Self::Sigmoid, Self::Ipo, Self::Hinge, Self::Orpo, Self::Simpo, Self::Kto, Self::Reward];
+    pub const NAMES: [&str; 7] = ["sigmoid", "ipo", "hinge", "orpo", "simpo", "kto", "reward"];
 
     pub fn as_str(self) -> &'static str {
         match self {
@@ -38,17 +40,23 @@ impl LossType {
             Self::Orpo => "orpo",
             Self::Simpo => "simpo",
             Self::Kto => "kto",
+            Self::Reward => "reward",
         }
     }
 
     /// Whether the base model's own log-probabilities are part of the loss.
     pub fn has_reference(self) -> bool {
-        !matches!(self, Self::Orpo | Self::Simpo)
+        !matches!(self, Self::Orpo | Self::Simpo | Self::Reward)
     }
 
     /// Whether labels may be smoothed: only where the loss is −ln σ of something.
     pub fn takes_label_smoothing(self) -> bool {
         matches!(self, Self::Sigmoid | Self::Simpo)
+    }
+
+    /// Whether the preferred answer must win by a margin.
+    pub fn takes_gamma(self) -> bool {
+        matches!(self, Self::Simpo | Self::Reward)
     }
 
     /// β where none is asked for.
@@ -82,6 +90,9 @@ pub struct PreferenceRequest {
     /// How much KTO counts a good answer, and a bad one.
     pub desirable_weight: Option<f64>,
     pub undesirable_weight: Option<f64>,
+    /// How much a reward model's scores are drawn towards 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub center_coefficient: Option<f64>,
 }
 
 /// As resolved: part of the plan.
@@ -93,6 +104,13 @@ pub struct Preference {
     pub gamma: f64,
     pub desirable_weight: f64,
     pub undesirable_weight: f64,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub center_coefficient: f64,
+}
+
+/// Left out of what is stored when it says nothing, so that plans of earlier versions compare as written.
+fn is_zero(value: &f64) -> bool {
+    *value == 0.0
 }
 
 impl PreferenceRequest {
@@ -105,6 +123,7 @@ impl PreferenceRequest {
             gamma: self.gamma.unwrap_or(if is_simpo { DEFAULT_GAMMA } else { 0.0 }),
             desirable_weight: self.desirable_weight.unwrap_or(1.0),
             undesirable_weight: self.undesirable_weight.unwrap_or(1.0),
+            center_coefficient: self.center_coefficient.unwrap_or(0.0),
         }
     }
 }
@@ -131,6 +150,7 @@ mod tests {
             gamma: 0.0,
             desirable_weight: 1.0,
             undesirable_weight: 1.0,
+            center_coefficient: 0.0,
         };
         assert_eq!(all, dpo);
         let simpo = PreferenceRequest { loss_type: LossType::Simpo, ..Default::default() };

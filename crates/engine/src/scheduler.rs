@@ -300,7 +300,10 @@ impl<'a> Scheduler<'a> {
 
     /// Tells what an answer's turn led to, and lines it up again if it has not ended.
     fn pass_on(&mut self, generation: Generation<'a>, events: Vec<GenerationEvent>) -> Result<()> {
-        let over = events.iter().any(|event| matches!(event, GenerationEvent::Done { .. }));
+        let ends = |event: &GenerationEvent| {
+            matches!(event, GenerationEvent::Done { .. } | GenerationEvent::Failed { .. })
+        };
+        let over = events.iter().any(ends);
         for event in events {
             self.tell(generation.id(), event)?;
         }

@@ -1,5 +1,5 @@
 //! Runs of the method `dpo`: their numbers against trl's, and what the runs do on a tiny random model.
-//! Fixture: `tests/golden/preference_fixture.py`.
+//! Fixtures: `tests/golden/preference_fixture.py`, and `reward_fixture.py` there for reward models.
 
 mod common;
 
@@ -17,8 +17,8 @@ use engine::train::preference::{Answer, pair_loss};
 use engine::train::sums::Sums;
 use engine::train::{Happened, prepare};
 use kernels::AdamW;
-use model::{Adapter, Decoder, Gradients, PassOptions};
-use serde_json::json;
+use model::{Adapter, Decoder, Gradients, KvCache, PassOptions};
+use serde_json::{Value, json};
 use tch::{Device, Tensor};
 use weights::TensorFile;
 use weights::peft::{read_adapter, write_adapter};
@@ -34,24 +34,36 @@ const CASES: [(&str, LossType, f64, f64, f64); 7] = [
     ("kto", LossType::Kto, 0.3, 0.0, 0.0),
 ];
 
+/// The cases of reward models: name, γ, weight of the pull towards 0.
+const REWARD_CASES: [(&str, f64, f64); 3] =
+    [("plain", 0.0, 0.0), ("margin", 0.5, 0.0), ("centred", 0.0, 0.01)];
+
 struct Golden {
-    folder: PathBuf,
+    adapter: PathBuf,
     file: TensorFile,
     decoder: Decoder,
 }
 
 impl Golden {
     fn open() -> Self {
+        let folder = fixtures("model").join("llama-tied/adapter");
+        Self::with(folder, "preference")
+    }
+
+    fn of_reward_models() -> Self {
+        Self::with(fixtures("engine").join("reward/adapter"), "reward")
+    }
+
+    fn with(adapter: PathBuf, name: &str) -> Self {
         tch::set_num_threads(1);
-        let crates = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-        let folder = crates.join("model/tests/fixtures/llama-tied");
-        let decoder = Decoder::load(&folder.join("model"), Device::Cpu).unwrap();
-        let path = crates.join("engine/tests/fixtures/preference/golden.safetensors");
-        Self { folder, file: TensorFile::open(&path).unwrap(), decoder }
+        let model = fixtures("model").join("llama-tied/model");
+        let decoder = Decoder::load(&model, Device::Cpu).unwrap();
+        let path = fixtures("engine").join(name).join("golden.safetensors");
+        Self { adapter, file: TensorFile::open(&path).unwrap(), decoder }
     }
 
     fn adapter(&self) -> Adapter {
-        Adapter::load(&self.decoder, &self.folder.join("adapter")).unwrap()
+        Adapter::load(&self.decoder, &self.adapter).unwrap()
     }
 
     fn doubles(&self, name: &str) -> Vec<f64> {
@@ -67,7 +79,7 @@ impl Golden {
 
     /// The golden gradients of a case in the adapter's own flat order: written as an adapter, and loaded.
     fn gradients(&self, case: &str) -> Tensor {
-        let (config, file) = read_adapter(&self.folder.join("adapter")).unwrap();
+        let (config, file) = read_adapter(&self.adapter).unwrap();
         let tensors: Vec<(String, Vec<usize>, Vec<f32>)> = file
             .names()
             .map(|name| {
@@ -106,6 +118,11 @@ impl Golden {
     fn rows_for(&self, objective: &Objective) -> Rows {
         self.rows(matches!(objective, Objective::Labelled(_)))
     }
+}
+
+fn fixtures(name: &str) -> PathBuf {
+    let crates = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    crates.join(name).join("tests/fixtures")
 }
 
 fn sequence(prompt: &[u32], answer: &[u32]) -> Example {
@@ -150,6 +167,7 @@ fn objective(
         gamma,
         desirable_weight,
         undesirable_weight,
+        center_coefficient: 0.0,
     };
     match loss_type {
         LossType::Kto => Objective::Labelled(options),
@@ -237,32 +255,138 @@ fn how_pairs_are_packed_changes_nothing() {
 fn twenty_steps_follow_trls() {
     let golden = Golden::open();
     for case in CASES {
-        let (name, objective) = (case.0, objective(case));
+        follow(&golden, case.0, &objective(case));
+    }
+}
+
+fn follow(golden: &Golden, name: &str, objective: &Objective) {
+    let mut rows = golden.rows_for(objective);
+    let mut adapter = golden.adapter();
+    let m = Gradients::zeros(&adapter);
+    let v = Gradients::zeros(&adapter);
+    let losses = golden.doubles(&format!("{name}.losses"));
+    let rates = golden.doubles(&format!("{name}.rates"));
+    for step in 0..losses.len() {
+        let (sums, gradients) = learn(golden, objective, &mut rows, &adapter, usize::MAX);
+        let (loss, expected) = (sums.mean_loss(), losses[step]);
+        // The hinge reaches 0, where nothing is left to compare with.
+        let allowed = 1e-4 * expected.max(1e-2);
+        assert!((loss - expected).abs() < allowed, "{name} step {step}: {loss}, {expected}");
+        let norm = kernels::sum_of_squares(gradients.flat()).sqrt();
+        let settings = AdamW {
+            learning_rate: rates[step],
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.01,
+            step: step as u64 + 1,
+            grad_scale: (1.0 / (norm + 1e-6)).min(1.0),
+        };
+        kernels::adamw(adapter.values(), gradients.flat(), m.flat(), v.flat(), settings);
+        adapter.refresh();
+    }
+}
+
+fn reward_objective((_, gamma, center_coefficient): (&str, f64, f64)) -> Objective {
+    let wish = PreferenceRequest { loss_type: LossType::Reward, ..PreferenceRequest::default() };
+    Objective::Reward(Preference { gamma, center_coefficient, ..wish.resolve() })
+}
+
+#[test]
+fn scores_losses_and_every_gradient_of_reward_models_equal_trls() {
+    let golden = Golden::of_reward_models();
+    let adapter = golden.adapter();
+    assert!(adapter.is_reward());
+    let scores = golden.doubles("scores");
+    let (chosen, rejected) = scores.split_at(scores.len() / 2);
+    for case in REWARD_CASES {
+        let (name, objective) = (case.0, reward_objective(case));
         let mut rows = golden.rows_for(&objective);
-        let mut adapter = golden.adapter();
-        let m = Gradients::zeros(&adapter);
-        let v = Gradients::zeros(&adapter);
-        let losses = golden.doubles(&format!("{name}.losses"));
-        let rates = golden.doubles(&format!("{name}.rates"));
-        for step in 0..losses.len() {
-            let (sums, gradients) = learn(&golden, &objective, &mut rows, &adapter, usize::MAX);
-            let (loss, expected) = (sums.mean_loss(), losses[step]);
-            // The hinge reaches 0, where nothing is left to compare with.
-            let allowed = 1e-4 * expected.max(1e-2);
-            assert!((loss - expected).abs() < allowed, "{name} step {step}: {loss}, {expected}");
-            let norm = kernels::sum_of_squares(gradients.flat()).sqrt();
-            let settings = AdamW {
-                learning_rate: rates[step],
-                beta1: 0.9,
-                beta2: 0.999,
-                eps: 1e-8,
-                weight_decay: 0.01,
-                step: step as u64 + 1,
-                grad_scale: (1.0 / (norm + 1e-6)).min(1.0),
-            };
-            kernels::adamw(adapter.values(), gradients.flat(), m.flat(), v.flat(), settings);
-            adapter.refresh();
+        let (sums, gradients) = learn(&golden, &objective, &mut rows, &adapter, usize::MAX);
+        for (ours, theirs) in [(sums.rewards.chosen, chosen), (sums.rewards.rejected, rejected)] {
+            let theirs = theirs.iter().sum::<f64>();
+            assert!((ours.sum - theirs).abs() < 1e-5, "{name}: {} against {theirs}", ours.sum);
         }
+        let won = chosen.iter().zip(rejected).filter(|(chosen, rejected)| chosen > rejected);
+        assert_eq!(sums.rewards.won.sum, won.count() as f64);
+        let expected = golden.doubles(&format!("{name}.loss"))[0];
+        let loss = sums.mean_loss();
+        assert!((loss / expected - 1.0).abs() < 3e-6, "{name}: {loss} against {expected}");
+        let theirs = golden.gradients(name);
+        let distance = |range: std::ops::Range<i64>| {
+            let part = |flat: &Tensor| flat.narrow(0, range.start, range.end - range.start);
+            distance(&part(gradients.flat()), &part(&theirs))
+        };
+        let (len, width) = (adapter.len() as i64, golden.decoder.spec().hidden_size as i64);
+        for (what, range) in [("the matrices", 0..len - width), ("the head", len - width..len)] {
+            let distance = distance(range);
+            assert!(distance <= 1e-5, "{name}: gradients of {what} are {distance:e} apart");
+        }
+    }
+}
+
+#[test]
+fn each_score_is_that_of_its_tokens_by_themselves() {
+    let golden = Golden::of_reward_models();
+    let adapter = golden.adapter();
+    let scores = golden.doubles("scores");
+    let rows = golden.rows(false);
+    for row in 0..rows.data.rows() {
+        for (which, example) in rows.data.row(row).iter().enumerate() {
+            let expected = scores[which * scores.len() / 2 + row];
+            let ids: Vec<i64> = example.input_ids.iter().map(|&id| i64::from(id)).collect();
+            // In pieces, as a long conversation is read.
+            let mut cache = KvCache::new(&golden.decoder, ids.len(), Some(&adapter));
+            let (start, end) = ids.split_at(ids.len() / 2);
+            let _ = golden.decoder.extend(&mut cache, start, Some(&adapter));
+            let score = golden.decoder.extend_scored(&mut cache, end, &adapter).unwrap();
+            assert!((score - expected).abs() < 3e-6, "{row}, {which}: {score}, {expected}");
+        }
+    }
+}
+
+#[test]
+fn how_pairs_are_packed_changes_nothing_for_reward_models() {
+    let golden = Golden::of_reward_models();
+    let adapter = golden.adapter();
+    let objective = reward_objective(REWARD_CASES[2]);
+    let of =
+        |tokens| learn(&golden, &objective, &mut golden.rows_for(&objective), &adapter, tokens);
+    let (together, gradients) = of(usize::MAX);
+    for tokens in [1, 60, 130] {
+        let (apart, others) = of(tokens);
+        assert!((apart.loss / together.loss - 1.0).abs() < 1e-6);
+        let distance = distance(others.flat(), gradients.flat());
+        assert!(distance < 1e-6, "{tokens} tokens: {distance:e}");
+    }
+}
+
+#[test]
+fn twenty_steps_of_reward_models_follow_trls() {
+    let golden = Golden::of_reward_models();
+    for case in REWARD_CASES {
+        follow(&golden, case.0, &reward_objective(case));
+    }
+}
+
+#[test]
+fn a_reward_model_is_saved_as_peft_saves_it() {
+    let golden = Golden::of_reward_models();
+    let folder = tempfile::tempdir().unwrap();
+    golden.adapter().save(folder.path(), "base").unwrap();
+    let config = |folder: &Path| -> Value {
+        serde_json::from_slice(&fs::read(folder.join("adapter_config.json")).unwrap()).unwrap()
+    };
+    let (ours, theirs) = (config(folder.path()), config(&golden.adapter));
+    for key in ["task_type", "modules_to_save", "peft_type", "r", "lora_alpha"] {
+        assert_eq!(ours[key], theirs[key], "{key}");
+    }
+    let file = |folder: &Path| TensorFile::open(&folder.join("adapter_model.safetensors")).unwrap();
+    let (ours, theirs) = (file(folder.path()), file(&golden.adapter));
+    assert_eq!(ours.len(), theirs.len());
+    for tensor in theirs.names() {
+        let (a, b) = (ours.get(tensor).unwrap(), theirs.get(tensor).unwrap());
+        assert!(a.dtype == b.dtype && a.shape == b.shape && a.data == b.data, "{tensor}");
     }
 }
 
@@ -342,7 +466,7 @@ fn every_loss_teaches_to_prefer() {
 
 #[test]
 fn a_resumed_run_ends_with_the_bytes_of_an_undisturbed_one() {
-    for loss_type in [LossType::Sigmoid, LossType::Kto] {
+    for loss_type in [LossType::Sigmoid, LossType::Kto, LossType::Reward] {
         check_resume(loss_type);
     }
 }

@@ -3,7 +3,7 @@
 mod common;
 
 use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command as Process, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
@@ -12,9 +12,11 @@ use std::time::Duration;
 use common::{CONTEXT, Folder, plan, write_model};
 use domain::engine::{Command, FinishReason, GenerateRequest, GenerationEvent, Reply, Sampling};
 use domain::id::JobId;
+use domain::job::MethodType;
 use domain::plan::TrainingPlan;
+use domain::preference::{LossType, PreferenceRequest};
 use domain::report::{RunFailure, RunReport};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// Nothing here takes a tenth of this; a test that waits longer is stuck.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -80,6 +82,7 @@ impl Engine {
             messages: vec![json!({"role": "user", "content": text})],
             tools: Vec::new(),
             sampling,
+            score: false,
         };
         self.send(&Command::Generate { request: Box::new(request) });
     }
@@ -140,6 +143,7 @@ struct Answer {
     reasons: Vec<FinishReason>,
     prompt_tokens: u32,
     completion_tokens: u32,
+    score: Option<f64>,
     failure: Option<(String, String)>,
 }
 
@@ -153,6 +157,7 @@ impl Answer {
             }
             match event {
                 GenerationEvent::Started { .. } => {}
+                GenerationEvent::Scored { score } => answer.score = Some(*score),
                 GenerationEvent::Delta { index, text } => {
                     let index = *index as usize;
                     answer.texts.resize(answer.texts.len().max(index + 1), String::new());
@@ -219,11 +224,71 @@ fn a_tuned_adapter_answers_what_it_was_taught() {
         messages: vec![json!({"role": "user", "content": "Count to five, please."})],
         tools: Vec::new(),
         sampling: Sampling { temperature: 0.0, ..Sampling::default() },
+        score: false,
     };
     engine.send(&Command::Generate { request: Box::new(request) });
     let answer = engine.answer("taught");
     assert_eq!(answer.texts, ["1 2 3 4 5"]);
     assert_eq!(answer.reasons, [FinishReason::Stop]);
+}
+
+#[test]
+fn a_reward_model_scores_whole_conversations_and_does_not_answer() {
+    let (model, output) = (model(), Folder::new());
+    let mut engine = Engine::start(model.path());
+    let mut judge = plan(&output, "judge");
+    let (question, good, bad) = ("Say yes.", "yes yes yes", "no");
+    let answer = |text: &str| json!([{"role": "assistant", "content": text}]);
+    let pair = json!({
+        "input": {"messages": [{"role": "user", "content": question}]},
+        "preferred_output": answer(good),
+        "non_preferred_output": answer(bad),
+    });
+    std::fs::write(&judge.training_file, format!("{pair}\n{pair}\n")).unwrap();
+    judge.method = MethodType::Dpo;
+    let wish = PreferenceRequest { loss_type: LossType::Reward, ..Default::default() };
+    judge.hyperparameters.preference = Some(Box::new(wish.resolve()));
+    engine.train(&judge);
+    let replies = engine.replies_until(|reply| {
+        matches!(reply, Reply::RunFinished { .. } | Reply::RunFailed { .. })
+    });
+    let adapter = replies.iter().rev().find_map(|reply| match reply {
+        Reply::Checkpoint { checkpoint, .. } => Some(checkpoint.dir.clone()),
+        _ => None,
+    });
+    let last = replies.iter().rev().find_map(|reply| match reply {
+        Reply::Run { report: RunReport::Step(metrics), .. } => Some(metrics.rewards.clone()),
+        _ => None,
+    });
+    let mut ask = |messages: Vec<Value>, adapter: &Option<PathBuf>, score: bool| {
+        let request = GenerateRequest {
+            id: "scored".to_owned(),
+            adapter: adapter.clone(),
+            messages,
+            tools: Vec::new(),
+            sampling: tokens(1),
+            score,
+        };
+        engine.send(&Command::Generate { request: Box::new(request) });
+        engine.answer("scored")
+    };
+    let conversation = |question: &str, text: &str| {
+        let asked = json!({"role": "user", "content": question});
+        vec![asked, json!({"role": "assistant", "content": text})]
+    };
+    let scores = [good, bad].map(|text| ask(conversation(question, text), &adapter, true));
+    let [chosen, rejected] = scores.each_ref().map(|answer| answer.score.unwrap());
+    // The scores of the last step are those before its update, which a rate near 0 makes small.
+    let margin = last.unwrap().train_reward_margin.unwrap();
+    assert!(chosen > rejected, "{chosen}, {rejected}");
+    assert!(((chosen - rejected) / margin - 1.0).abs() < 0.2, "{chosen}, {rejected}, {margin}");
+    assert!(scores[0].prompt_tokens > 30 && scores[0].completion_tokens == 0);
+    let code = |answer: Answer| answer.failure.unwrap().0;
+    assert_eq!(code(ask(conversation(question, good), &adapter, false)), "wrong_model");
+    assert_eq!(code(ask(conversation(question, good), &None, true)), "wrong_model");
+    let long = conversation(&"x".repeat(CONTEXT), good);
+    assert_eq!(code(ask(long, &adapter, true)), "context_length_exceeded");
+    assert!(engine.end().success());
 }
 
 #[test]
@@ -353,6 +418,7 @@ fn what_fails_inside_a_turn_ends_nothing_else() {
         messages: vec![json!({"role": "user", "content": "x"})],
         tools: Vec::new(),
         sampling: tokens(3),
+        score: false,
     };
     engine.send(&Command::Generate { request: Box::new(request) });
     let (_, message) = engine.answer("adapter").failure.unwrap();

@@ -247,7 +247,9 @@ pub(crate) fn resolve(
     let multiplier = wish.learning_rate_multiplier.unwrap_or_else(|| 1.0);
     let (tuning, quantization) = tuning_and_base(job, operator);
     let supervised_rate = supervised_rate(tuning, operator, measured.hidden_size);
-    let base_rate = match wish.preference {
+    let base_rate = match wish.preference.map(|wish| wish.loss_type) {
+        // A fresh head has as much to learn as a supervised adapter.
+        Some(LossType::Reward) => supervised_rate,
         Some(_) => supervised_rate / LEARNING_RATE_DIVISOR,
         None => supervised_rate,
     };

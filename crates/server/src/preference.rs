@@ -38,8 +38,15 @@ pub(crate) fn requested_dpo(
 }
 
 fn requested(fields: &Map<String, Value>, path: &str) -> ApiResult<Hyperparameters> {
-    const OURS: [&str; 6] =
-        ["beta", "loss_type", "label_smoothing", "gamma", "desirable_weight", "undesirable_weight"];
+    const OURS: [&str; 7] = [
+        "beta",
+        "loss_type",
+        "label_smoothing",
+        "gamma",
+        "desirable_weight",
+        "undesirable_weight",
+        "center_coefficient",
+    ];
     let common = fields.iter().filter(|(name, _)| !OURS.contains(&name.as_str()));
     let hyperparameters = requested_common(common, path)?;
     let at = |name: &str| format!("{path}.{name}");
@@ -48,6 +55,12 @@ fn requested(fields: &Map<String, Value>, path: &str) -> ApiResult<Hyperparamete
         Some(beta) => auto_positive(beta, &at("beta"))?,
         None => Auto::Auto,
     };
+    let is_reward = loss_type == LossType::Reward;
+    if is_reward && beta != Auto::Auto {
+        let path = at("beta");
+        let message = format!("Invalid '{path}': the loss 'reward' does not use it.");
+        return Err(ApiError::invalid_value(path, message));
+    }
     let most = if loss_type == LossType::Simpo { 10.0 } else { 2.0 };
     if let Auto::Value(beta) = beta {
         check(beta <= most, &at("beta"), &format!("above 0 and at most {most}"), beta)?;
@@ -85,9 +98,10 @@ fn requested(fields: &Map<String, Value>, path: &str) -> ApiResult<Hyperparamete
         beta,
         loss_type,
         label_smoothing: own("label_smoothing", smoothed, 0.0..0.5)?,
-        gamma: own("gamma", loss_type == LossType::Simpo, 0.0..10.0)?,
+        gamma: own("gamma", loss_type.takes_gamma(), 0.0..10.0)?,
         desirable_weight: own("desirable_weight", is_kto, 0.0..100.0)?,
         undesirable_weight: own("undesirable_weight", is_kto, 0.0..100.0)?,
+        center_coefficient: own("center_coefficient", is_reward, 0.0..1.0)?,
     };
     Ok(Hyperparameters { preference: Some(preference), ..hyperparameters })
 }
@@ -113,14 +127,17 @@ pub(crate) fn shown(row: &JobRow, common: &Hyperparameters) -> Value {
         (None, None) => return shown,
     };
     let loss_type = wish.loss_type;
-    shown["beta"] = json!(wish.beta);
+    if loss_type != LossType::Reward {
+        shown["beta"] = json!(wish.beta);
+    }
     shown["loss_type"] = json!(loss_type);
     let is_kto = loss_type == LossType::Kto;
     for (name, value, is_used) in [
         ("label_smoothing", wish.label_smoothing, loss_type.takes_label_smoothing()),
-        ("gamma", wish.gamma, loss_type == LossType::Simpo),
+        ("gamma", wish.gamma, loss_type.takes_gamma()),
         ("desirable_weight", wish.desirable_weight, is_kto),
         ("undesirable_weight", wish.undesirable_weight, is_kto),
+        ("center_coefficient", wish.center_coefficient, loss_type == LossType::Reward),
     ] {
         if let Some(value) = value.filter(|_| is_used) {
             shown[name] = json!(value);
@@ -138,6 +155,7 @@ fn as_wish(resolved: &Preference) -> PreferenceRequest {
         gamma: Some(resolved.gamma),
         desirable_weight: Some(resolved.desirable_weight),
         undesirable_weight: Some(resolved.undesirable_weight),
+        center_coefficient: Some(resolved.center_coefficient),
     }
 }
 
@@ -148,6 +166,7 @@ pub(crate) fn same_wishes(a: &PreferenceRequest, b: &PreferenceRequest) -> bool 
         && same_number(a.beta, b.beta)
         && same_number(number(a.label_smoothing), number(b.label_smoothing))
         && same_number(number(a.gamma), number(b.gamma))
+        && same_number(number(a.center_coefficient), number(b.center_coefficient))
         && same_number(number(a.desirable_weight), number(b.desirable_weight))
         && same_number(number(a.undesirable_weight), number(b.undesirable_weight))
 }
@@ -189,6 +208,9 @@ mod tests {
             (json!({"desirable_weight": 1}), "desirable_weight"),
             (json!({"loss_type": "kto", "undesirable_weight": -1}), "undesirable_weight"),
             (json!({"loss_type": "kto", "batch_size": 1}), "batch_size"),
+            (json!({"loss_type": "reward", "beta": 0.1}), "beta"),
+            (json!({"loss_type": "reward", "center_coefficient": 1}), "center_coefficient"),
+            (json!({"center_coefficient": 0.01}), "center_coefficient"),
             (json!({"n_epochs": 0}), "n_epochs"),
         ] {
             let error = asked(object.clone()).unwrap_err().envelope().error;

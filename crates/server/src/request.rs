@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use axum::http::HeaderMap;
-use domain::{Auto, FileId, Hyperparameters, JobId, MethodType, ModelId};
+use domain::{Auto, FileId, Hyperparameters, JobId, LossType, MethodType, ModelId};
 use sha2::{Digest, Sha256};
 use store::jobs::{JobRow, NewJob};
 use store::models::ModelKind;
@@ -14,6 +14,7 @@ use crate::hyperparameters::{check_options, requested};
 use crate::inference::prompt::integer;
 use crate::preference;
 use crate::state::AppState;
+use crate::tuning::choose_for_reward;
 use crate::wire::job::{CreateJob, Integration};
 
 pub(crate) const IDEMPOTENCY_KEY: &str = "idempotency-key";
@@ -56,8 +57,11 @@ pub(crate) async fn new_job(
     };
     check_metadata(body.metadata.as_ref())?;
     check_integrations(body.integrations.as_deref().unwrap_or_default())?;
-    let options = body.finetuned.unwrap_or_default();
+    let mut options = body.finetuned.unwrap_or_default();
     check_options(&options, "finetuned")?;
+    if hyperparameters.preference.is_some_and(|wish| wish.loss_type == LossType::Reward) {
+        choose_for_reward(&mut options, "finetuned")?;
+    }
     let base_model = base_model(state, project, &body.model).await?;
     let training_file = FileId::from(body.training_file);
     check_file(state, project, "training_file", &training_file).await?;

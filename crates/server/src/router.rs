@@ -16,7 +16,7 @@ use utoipa_axum::routes;
 use crate::error::ApiError;
 use crate::internal;
 use crate::observe::{after_panic, observe};
-use crate::routes::{completions, estimate, files, health, jobs, models};
+use crate::routes::{completions, estimate, files, health, jobs, models, scores};
 use crate::state::AppState;
 
 #[derive(OpenApi)]
@@ -57,6 +57,7 @@ fn api() -> OpenApiRouter<AppState> {
         .routes(routes!(jobs::events))
         .routes(routes!(jobs::checkpoints))
         .routes(routes!(estimate::create))
+        .routes(routes!(scores::create))
         .routes(routes!(models::list))
         .routes(routes!(models::retrieve, models::delete))
         .routes(routes!(completions::create))

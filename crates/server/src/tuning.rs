@@ -59,6 +59,26 @@ pub(crate) fn check_tuning(options: &TrainingOptions, path: &str) -> ApiResult<(
     }
 }
 
+/// What a reward model is trained with: LoRA, whatever the operator's other jobs train. Any other choice is
+/// refused.
+pub(crate) fn choose_for_reward(options: &mut TrainingOptions, path: &str) -> ApiResult<()> {
+    match options.tuning {
+        None | Some(Tuning::Lora) => {
+            options.tuning = Some(Tuning::Lora);
+            Ok(())
+        }
+        Some(other) => {
+            let path = format!("{path}.tuning");
+            let message = format!(
+                "Invalid '{path}': a reward model ('loss_type': 'reward') is trained with 'lora', but \
+                 got '{}' instead.",
+                other.as_str()
+            );
+            Err(ApiError::invalid_value(path, message))
+        }
+    }
+}
+
 /// The job's choice, else the operator's. A job that names options of LoRA means LoRA.
 fn resolve_tuning(job: &TrainingOptions, operator: &TrainingOptions) -> Tuning {
     let meant = job.lora.as_ref().map(|_: &LoraRequest| Tuning::Lora);
@@ -149,6 +169,21 @@ mod tests {
         for value in [json!({}), json!({"tuning": "lora", "lora": {}}), json!({"tuning": "prefix"})]
         {
             assert!(check_tuning(&options(value), "finetuned").is_ok());
+        }
+    }
+
+    #[test]
+    fn a_reward_model_is_trained_with_lora_whatever_the_operator_prefers() {
+        let operator = options(json!({"tuning": "full"}));
+        for value in [json!({}), json!({"tuning": "lora"}), json!({"lora": {"rank": 4}})] {
+            let mut job = options(value);
+            choose_for_reward(&mut job, "finetuned").unwrap();
+            assert_eq!(resolve_tuning(&job, &operator), Tuning::Lora);
+        }
+        for tuning in ["full", "prompt", "prefix"] {
+            let mut job = options(json!({ "tuning": tuning }));
+            let error = choose_for_reward(&mut job, "finetuned").unwrap_err().envelope().error;
+            assert_eq!(error.param.as_deref(), Some("finetuned.tuning"));
         }
     }
 

@@ -199,6 +199,7 @@ async fn failures_before_the_first_token_have_a_status() {
     for (failure, status, code, param) in [
         ("context_length_exceeded", 400, json!("context_length_exceeded"), json!("messages")),
         ("invalid_messages", 400, json!("invalid_value"), json!("messages")),
+        ("wrong_model", 400, json!("invalid_value"), json!("model")),
         ("engine_lost", 503, Value::Null, Value::Null),
         ("internal_error", 500, Value::Null, Value::Null),
     ] {
@@ -288,4 +289,40 @@ async fn requests_that_cannot_be_answered_are_refused() {
     }
     let gone = Worker::of(&server).request(Method::POST, "/inference/chatcmpl-x/events").body("");
     assert_eq!(gone.send().await.unwrap().status(), 404);
+}
+
+#[tokio::test]
+async fn scores_are_refused_where_there_can_be_none() {
+    let server = TestServer::start().await.with_model().await;
+    let question = json!({"role": "user", "content": "hi"});
+    let answer = json!({"role": "assistant", "content": "Hello"});
+    let both = json!([question, answer]);
+    for (request, status, code, param) in [
+        (json!({"model": MODEL, "messages": both}), 400, json!("invalid_value"), json!("model")),
+        (json!({"model": "nobody", "messages": both}), 404, json!("model_not_found"), Value::Null),
+        (json!({"model": MODEL, "messages": []}), 400, json!("empty_array"), json!("messages")),
+        (
+            json!({"model": MODEL, "messages": [question]}),
+            400,
+            json!("invalid_value"),
+            json!("messages"),
+        ),
+        (
+            json!({"model": MODEL, "messages": [answer, {"role": "robot", "content": "x"}]}),
+            400,
+            json!("invalid_value"),
+            json!("messages[1].role"),
+        ),
+        (
+            json!({"model": MODEL, "messages": both, "temperature": 1}),
+            400,
+            json!("unknown_parameter"),
+            json!("temperature"),
+        ),
+        (json!({"messages": both}), 400, json!("missing_required_parameter"), json!("model")),
+    ] {
+        let (got, error) = server.post("/v1/fine_tuning/score", &request).await;
+        let (got_code, got_param, message) = error_of(&error);
+        assert_eq!((got.as_u16(), got_code, got_param), (status, code, param), "{message}");
+    }
 }

@@ -3,6 +3,7 @@
 mod common;
 
 use common::{MODEL, TestServer, error_of, rows};
+use domain::hyperparameters::Tuning;
 use serde_json::{Value, json};
 
 fn pairs(n: usize) -> Vec<u8> {
@@ -57,6 +58,28 @@ async fn what_is_asked_for_is_resolved_and_shown() {
 }
 
 #[tokio::test]
+async fn a_reward_model_has_its_own_numbers_and_lora() {
+    let server = TestServer::with(|config| config.training.tuning = Some(Tuning::Prefix)).await;
+    let server = server.with_model().await;
+    let file = server.upload(&pairs(12)).await;
+    let job = body(&file, json!({"loss_type": "reward", "center_coefficient": 0.01}));
+    let job = server.create_job(&job).await;
+    let job = server.job_when(&job, "queued").await;
+    let shown = &job["method"]["dpo"]["hyperparameters"];
+    assert_eq!((&shown["loss_type"], &shown["gamma"]), (&json!("reward"), &json!(0.0)));
+    assert_eq!(shown["center_coefficient"], 0.01);
+    assert_eq!(shown.get("beta"), None, "{shown}");
+    assert_eq!(job["finetuned"]["tuning"], "lora");
+    let mut whole = body(&file, json!({"loss_type": "reward"}));
+    whole["finetuned"] = json!({"tuning": "full"});
+    let (status, error) = server.post("/v1/fine_tuning/jobs", &whole).await;
+    let (code, param, message) = error_of(&error);
+    assert_eq!((status.as_u16(), code), (400, json!("invalid_value")));
+    assert_eq!(param, "finetuned.tuning");
+    assert!(message.contains("'lora'"), "{message}");
+}
+
+#[tokio::test]
 async fn wrong_hyperparameters_are_refused_by_path() {
     let server = TestServer::start().await.with_model().await;
     let file = server.upload(&pairs(12)).await;
@@ -66,6 +89,7 @@ async fn wrong_hyperparameters_are_refused_by_path() {
         (json!({"beta": []}), "invalid_type", "beta"),
         (json!({"loss_type": "dpop"}), "invalid_value", "loss_type"),
         (json!({"loss_type": "ipo", "gamma": 1}), "invalid_value", "gamma"),
+        (json!({"loss_type": "reward", "beta": 0.1}), "invalid_value", "beta"),
         (json!({"label_smoothing": 0.6}), "invalid_value", "label_smoothing"),
         (json!({"batch_size": 0}), "integer_below_min_value", "batch_size"),
         (json!({"compute_multiplier": 1}), "unknown_parameter", "compute_multiplier"),

@@ -109,6 +109,7 @@ async fn the_description_lists_every_route() {
         ("/v1/files/{file_id}/content", "get"),
         ("/v1/fine_tuning/jobs", "post"),
         ("/v1/fine_tuning/jobs/{fine_tuning_job_id}/checkpoints", "get"),
+        ("/v1/fine_tuning/score", "post"),
         ("/v1/models/{model}", "delete"),
         ("/v1/chat/completions", "post"),
     ] {

@@ -185,6 +185,7 @@ impl Slot {
             messages: task.messages,
             tools: task.tools,
             sampling: task.sampling,
+            score: task.score,
         });
         loop {
             let next = tokio::time::timeout(self.config.stall_limit, generation.next());

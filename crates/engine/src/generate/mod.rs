@@ -4,6 +4,9 @@
 //! ([`shared_turn`]). The choices of a request come one after the
 //! other from one reading of the prompt, so a request holds at most two caches, whatever its `n`.
 //! Who gets the next turn is the scheduler's business; how to draw a token is `model::Sampler`'s.
+//!
+//! A request for a reward model's score is a prompt too: the whole conversation, with the score at its end in
+//! place of choices.
 
 mod adapters;
 mod stop;
@@ -24,6 +27,11 @@ const PROMPT_TOKENS_PER_TURN: usize = 256;
 /// Room for new tokens in a fresh cache; it doubles when it is full.
 const FIRST_ROOM: usize = 256;
 
+const SCORES_ONLY: &str = "This is a reward model: it does not answer, it scores whole conversations. \
+                           Use POST /v1/fine_tuning/score.";
+const NO_SCORES: &str = "This model does not score: only the result of a job with 'loss_type': 'reward' \
+                         does. Use POST /v1/chat/completions.";
+
 /// One chat request that is being answered.
 pub struct Generation<'a> {
     id: String,
@@ -31,6 +39,8 @@ pub struct Generation<'a> {
     seed: u64,
     tokenizer: &'a ChatTokenizer,
     adapter: Option<Rc<Adapter>>,
+    /// A score is asked for.
+    scores: bool,
     prompt: Vec<i64>,
     /// Tokens that a choice may have at most; with the prompt never above the context length.
     limit: usize,
@@ -61,24 +71,34 @@ impl<'a> Generation<'a> {
     /// Renders and tokenises the messages.
     ///
     /// # Errors
-    /// Messages that the chat template refuses, and a prompt that leaves no room in the context.
+    /// Messages that the chat template refuses, a prompt that leaves no room in the context, and a model that
+    /// does not do what is asked for.
     pub fn new(
         request: GenerateRequest,
         adapter: Option<Rc<Adapter>>,
         decoder: &Decoder,
         tokenizer: &'a ChatTokenizer,
     ) -> Result<Self, GenerationFailure> {
-        let GenerateRequest { id, messages, tools, sampling, .. } = request;
-        let ids = tokenizer
-            .encode_prompt(&messages, &tools)
-            .map_err(|error| failure("invalid_messages", error.to_string()))?;
+        let GenerateRequest { id, messages, tools, sampling, score: scores, .. } = request;
+        let is_reward = adapter.as_ref().is_some_and(|adapter| adapter.is_reward());
+        if is_reward != scores {
+            let message = if is_reward { SCORES_ONLY } else { NO_SCORES };
+            return Err(failure("wrong_model", message.to_owned()));
+        }
+        let ids = if scores {
+            tokenizer.encode_conversation(&messages, &tools)
+        } else {
+            tokenizer.encode_prompt(&messages, &tools)
+        };
+        let ids = ids.map_err(|error| failure("invalid_messages", error.to_string()))?;
         let prompt: Vec<i64> = ids.into_iter().map(i64::from).collect();
         let taken = adapter.as_ref().map_or(0, |adapter| adapter.virtual_tokens());
         let context = decoder.spec().max_position_embeddings.saturating_sub(taken);
         if prompt.is_empty() {
             return Err(failure("invalid_messages", "The messages hold no text.".to_owned()));
         }
-        if prompt.len() >= context {
+        // A token of the answer needs room too.
+        if prompt.len() + usize::from(!scores) > context {
             return Err(failure(
                 "context_length_exceeded",
                 format!(
@@ -96,6 +116,7 @@ impl<'a> Generation<'a> {
             sampling,
             tokenizer,
             adapter,
+            scores,
             cache: None,
             prompt,
             limit,
@@ -152,12 +173,30 @@ impl<'a> Generation<'a> {
         let cache = self.cache.get_or_insert_with(|| KvCache::new(decoder, room, adapter));
         let from = cache.len();
         let upto = self.prompt.len().min(from + PROMPT_TOKENS_PER_TURN);
-        let logits = decoder.extend(cache, &self.prompt[from..upto], adapter);
-        if upto < self.prompt.len() {
+        let (part, is_last) = (&self.prompt[from..upto], upto == self.prompt.len());
+        if self.scores && is_last {
+            let score = adapter.and_then(|adapter| decoder.extend_scored(cache, part, adapter));
+            return self.tell_score(score);
+        }
+        let logits = decoder.extend(cache, part, adapter);
+        if !is_last {
             return Vec::new();
         }
         self.prompt_logits = values(&logits);
         vec![GenerationEvent::Started { prompt_tokens: self.prompt.len() as u32 }]
+    }
+
+    fn tell_score(&self, score: Option<f64>) -> Vec<GenerationEvent> {
+        let Some(score) = score.filter(|score| score.is_finite()) else {
+            let failure = internal_error("the score is not a finite number".to_owned());
+            return vec![GenerationEvent::Failed { failure }];
+        };
+        let prompt_tokens = self.prompt.len() as u32;
+        vec![
+            GenerationEvent::Started { prompt_tokens },
+            GenerationEvent::Scored { score },
+            GenerationEvent::Done { prompt_tokens, completion_tokens: 0 },
+        ]
     }
 
     fn next_choice(&mut self) -> Choice<'a> {

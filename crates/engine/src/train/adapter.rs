@@ -2,6 +2,7 @@
 
 use domain::hyperparameters::Tuning;
 use domain::plan::{LoraConfig, TrainingPlan};
+use domain::preference::LossType;
 use domain::report::RunFailure;
 use model::{Adapter, AdapterOptions, Decoder, LoraOptions, VirtualTokens};
 use weights::peft::Pattern;
@@ -29,7 +30,14 @@ pub(super) fn fresh(
         Tuning::Full => "tuning",
         Tuning::Prompt | Tuning::Prefix => "virtual_tokens",
     };
+    let preference = plan.hyperparameters.preference.as_deref();
+    let is_reward = preference.is_some_and(|options| options.loss_type == LossType::Reward);
+    let score_seed = derive(plan.hyperparameters.seed, Purpose::AdapterInit, 1, 0);
     Adapter::init(decoder, &options, seed)
+        .and_then(|adapter| match is_reward {
+            true => adapter.with_score(decoder, score_seed),
+            false => Ok(adapter),
+        })
         .map_err(|error| permanent("invalid_hyperparameters", Some(field), error.to_string()))
 }
 

@@ -61,7 +61,7 @@ pub fn admit(
 fn too_large(shape: &ModelShape, asked: &Workload, longest: u64, free: u64) -> RunFailure {
     let smallest = Workload {
         tokens: longest.max(1),
-        target_tokens: longest,
+        target_tokens: longest.min(asked.target_tokens),
         gradient_checkpointing: GradientCheckpointing::Full,
         ..*asked
     };

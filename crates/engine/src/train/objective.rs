@@ -7,7 +7,7 @@ use dataset::{Dataset, Example, PackedRows, Room, pack, pack_rows};
 use domain::preference::Preference;
 use model::{Adapter, Batch, BatchError, Decoder, Gradients, Groups, PassOptions, TargetLog};
 
-use super::preference::{Answer, label_loss, pair_loss};
+use super::preference::{Answer, label_loss, pair_loss, reward_loss};
 use super::sums::Sums;
 
 /// The loss of a run.
@@ -19,6 +19,8 @@ pub enum Objective {
     Pairs(Preference),
     /// KTO: a loss over single answers, good or bad; the mean is over answers.
     Labelled(Preference),
+    /// A reward model: a loss over the scores of pairs of answers; the mean is over pairs.
+    Reward(Preference),
 }
 
 /// The rows of a file, and what is remembered about them.
@@ -155,7 +157,7 @@ impl Objective {
                     })
                     .collect()
             }
-            Self::Pairs(_) => {
+            Self::Pairs(_) | Self::Reward(_) => {
                 let packed = pack_rows(&sequences.collect::<Vec<_>>(), room).into_iter();
                 packed.map(|packed| MicroBatch::of_rows(packed, rows, Part::Learning)).collect()
             }
@@ -180,7 +182,9 @@ impl Objective {
         match (self, micro_batch.part) {
             (_, Part::Baseline { .. }) => 0,
             (Self::CrossEntropy, Part::Learning) => micro_batch.targets(),
-            (Self::Pairs(_) | Self::Labelled(_), Part::Learning) => micro_batch.rows.len() as u64,
+            (Self::Pairs(_) | Self::Labelled(_) | Self::Reward(_), Part::Learning) => {
+                micro_batch.rows.len() as u64
+            }
         }
     }
 
@@ -202,6 +206,10 @@ impl Objective {
             return micro_batch.measure_baseline(is_first, decoder, adapter, sums);
         }
         let batch = &micro_batch.batch;
+        if let Self::Reward(options) = self {
+            let enter = |scores: &[f64]| enter_scores(options, scores, sums);
+            return decoder.forward_backward_scores(batch, adapter, gradients, pass, enter);
+        }
         let Some(comparison) = self.comparison(rows, decoder, micro_batch)? else {
             sums.add_tokens(decoder.forward_backward(batch, adapter, gradients, pass)?);
             return Ok(());
@@ -227,6 +235,10 @@ impl Objective {
         if let Part::Baseline { is_first } = micro_batch.part {
             return micro_batch.measure_baseline(is_first, decoder, adapter, sums);
         }
+        if let Self::Reward(options) = self {
+            enter_scores(options, &decoder.scores(&micro_batch.batch, adapter)?, sums);
+            return Ok(());
+        }
         match self.comparison(rows, decoder, micro_batch)? {
             None => sums.add_tokens(decoder.evaluate(&micro_batch.batch, Some(adapter))?),
             Some(comparison) => {
@@ -249,7 +261,7 @@ impl Objective {
         micro_batch: &'a MicroBatch,
     ) -> Result<Option<Comparison<'a>>, BatchError> {
         let (options, is_labelled) = match *self {
-            Self::CrossEntropy => return Ok(None),
+            Self::CrossEntropy | Self::Reward(_) => return Ok(None),
             Self::Pairs(options) => (options, false),
             Self::Labelled(options) => (options, true),
         };
@@ -262,6 +274,18 @@ impl Objective {
         let labels = is_labelled.then_some(rows.data.labels.as_slice());
         Ok(Some(Comparison { options, references, labels, micro_batch }))
     }
+}
+
+/// Enters the losses of pairs of scores, the preferred answers' first; answers −∂loss/∂score of each.
+fn enter_scores(options: &Preference, scores: &[f64], sums: &mut Sums) -> Vec<f64> {
+    let pairs = scores.chunks_exact(2);
+    pairs
+        .flat_map(|pair| {
+            let loss = reward_loss(options, [pair[0], pair[1]]);
+            sums.add_scored(&loss);
+            loss.coefficients
+        })
+        .collect()
 }
 
 /// Compared answers of a micro-batch.

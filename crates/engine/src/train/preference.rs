@@ -88,7 +88,21 @@ pub fn pair_loss(options: &Preference, [chosen, rejected]: [Answer; 2]) -> PairL
             symmetric(loss, slope * beta, per_token, rewards)
         }
         LossType::Orpo => odds_ratio(beta, chosen, rejected),
-        LossType::Kto => unreachable!("KTO has no pairs: its objective is another one"),
+        LossType::Kto | LossType::Reward => {
+            unreachable!("the objectives of these losses are others")
+        }
+    }
+}
+
+/// A reward model's loss of one pair, −ln σ(r_w − r_l − γ) + c·(r_w + r_l)², from the scores r: the rewards
+/// themselves. The coefficients are −∂loss/∂r.
+pub fn reward_loss(options: &Preference, [chosen, rejected]: [f64; 2]) -> PairLoss {
+    let (z, sum) = (chosen - rejected - options.gamma, chosen + rejected);
+    let pull = 2.0 * options.center_coefficient * sum;
+    PairLoss {
+        loss: softplus(-z) + options.center_coefficient * sum * sum,
+        coefficients: [sigmoid(-z) - pull, -sigmoid(-z) - pull],
+        rewards: [chosen, rejected],
     }
 }
 
@@ -193,6 +207,26 @@ mod tests {
         }
     }
 
+    #[test]
+    fn the_reward_models_closed_form_equals_autograd() {
+        let mut options = options(LossType::Reward, 0.0);
+        for (gamma, center) in [(0.0, 0.0), (0.5, 0.01), (0.0, 0.3)] {
+            (options.gamma, options.center_coefficient) = (gamma, center);
+            for scores in [[0.5, -0.25], [-3.0, 2.0], [40.0, -1.0], [0.0, 0.0]] {
+                let [w, l] = scores.map(|r: f64| Tensor::from_slice(&[r]).set_requires_grad(true));
+                let sum: Tensor = &w + &l;
+                let loss = -(&w - &l - gamma).log_sigmoid() + sum.square() * center;
+                loss.backward();
+                let ours = reward_loss(&options, scores);
+                let close = |a: f64, b: f64| (a - b).abs() <= 1e-12 * b.abs().max(1e-3);
+                assert!(close(ours.loss, loss.double_value(&[0])), "{ours:?}");
+                for (slope, leaf) in ours.coefficients.iter().zip([&w, &l]) {
+                    assert!(close(*slope, -leaf.grad().double_value(&[0])), "{ours:?}");
+                }
+            }
+        }
+    }
+
     fn options(loss_type: LossType, label_smoothing: f64) -> Preference {
         let asked = PreferenceRequest { loss_type, ..Default::default() }.resolve();
         Preference { label_smoothing, ..asked }
@@ -230,7 +264,9 @@ mod tests {
             }
             LossType::Orpo => -&a - (odds(&a) - odds(&b)).log_sigmoid() * o.beta,
             LossType::Simpo => smooth(&((&a - &b) * o.beta - o.gamma)),
-            LossType::Kto => panic!("KTO has no pairs"),
+            LossType::Kto | LossType::Reward => {
+                panic!("not a loss over log-probabilities of pairs")
+            }
         };
         assert_eq!(loss.kind(), Kind::Double);
         loss.backward();

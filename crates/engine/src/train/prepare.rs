@@ -42,7 +42,7 @@ pub fn prepare(
     check_plan(&plan, context_length)?;
     let expected = match objective {
         Objective::CrossEntropy => Expected::Supervised,
-        Objective::Pairs(_) => Format::Preference.into(),
+        Objective::Pairs(_) | Objective::Reward(_) => Format::Preference.into(),
         Objective::Labelled(_) => Format::Labelled.into(),
     };
     let max_seq_len = plan.hyperparameters.max_seq_len as usize;
@@ -99,6 +99,7 @@ fn objective(plan: &TrainingPlan) -> Result<Objective, RunFailure> {
             }
             Ok(match options.loss_type {
                 LossType::Kto => Objective::Labelled(options),
+                LossType::Reward => Objective::Reward(options),
                 _ => Objective::Pairs(options),
             })
         }

@@ -81,6 +81,14 @@ impl Sums {
         self.rewards.rejected.add(rejected);
     }
 
+    /// A reward model says no tokens: its accuracy is that of its judgements.
+    pub(super) fn add_scored(&mut self, pair: &PairLoss) {
+        self.add_pair(pair, &[]);
+        let [chosen, rejected] = pair.rewards;
+        self.correct += u64::from(chosen > rejected);
+        self.targets += 1;
+    }
+
     pub(super) fn add_labelled(&mut self, answer: &LabelLoss, desirable: bool, logs: &[TargetLog]) {
         self.loss += answer.loss;
         self.units += 1;

@@ -74,6 +74,7 @@ fn refusal(failure: GenerationFailure) -> ApiError {
     match code.as_str() {
         "context_length_exceeded" => ApiError::ContextLengthExceeded(message),
         "invalid_messages" => ApiError::invalid_value("messages", message),
+        "wrong_model" => ApiError::invalid_value("model", message),
         "engine_lost" => lost(),
         _ => ApiError::internal(format!("generation failed: {code}: {message}")),
     }
@@ -109,7 +110,9 @@ pub(crate) async fn whole(
             GenerationEvent::Done { prompt_tokens, completion_tokens } => {
                 break Usage::new(prompt_tokens, completion_tokens);
             }
-            GenerationEvent::Started { .. } | GenerationEvent::Failed { .. } => {}
+            GenerationEvent::Started { .. }
+            | GenerationEvent::Scored { .. }
+            | GenerationEvent::Failed { .. } => {}
         }
         event = next(&mut answer, patience.idle).await?;
     };
@@ -123,6 +126,23 @@ pub(crate) async fn whole(
         service_tier: "default",
         system_fingerprint: heading.system_fingerprint,
     })
+}
+
+/// A reward model's score, and the tokens that it has read.
+pub(crate) async fn score(mut answer: Answer, patience: Patience) -> ApiResult<(f64, Usage)> {
+    let mut event = first(&mut answer, patience).await?;
+    let mut score = None;
+    loop {
+        match event {
+            GenerationEvent::Scored { score: found } => score = Some(found),
+            GenerationEvent::Done { prompt_tokens, completion_tokens } => {
+                let score = score.ok_or_else(|| ApiError::internal("the worker gave no score"))?;
+                return Ok((score, Usage::new(prompt_tokens, completion_tokens)));
+            }
+            _ => {}
+        }
+        event = next(&mut answer, patience.idle).await?;
+    }
 }
 
 fn empty_choice(index: u32) -> Choice {
@@ -205,7 +225,9 @@ impl Writer {
                 GenerationEvent::Done { prompt_tokens, completion_tokens } => {
                     return self.end(Usage::new(prompt_tokens, completion_tokens)).await;
                 }
-                GenerationEvent::Started { .. } | GenerationEvent::Failed { .. } => {}
+                GenerationEvent::Started { .. }
+                | GenerationEvent::Scored { .. }
+                | GenerationEvent::Failed { .. } => {}
             }
             match next(&mut answer, idle).await {
                 Ok(following) => event = following,

@@ -240,6 +240,7 @@ mod tests {
             messages: Vec::new(),
             tools: Vec::new(),
             sampling: Sampling::default(),
+            score: false,
         }
     }
 

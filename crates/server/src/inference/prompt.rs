@@ -14,7 +14,12 @@ const MAX_STOPS: usize = 4;
 
 /// The messages as a chat template reads them: `developer` is `system`, content is one text.
 pub(crate) fn messages(request: &CreateCompletion) -> ApiResult<Vec<Value>> {
-    if request.messages.is_empty() {
+    checked(&request.messages)
+}
+
+/// The same for the messages of any request.
+pub(crate) fn checked(messages: &[Value]) -> ApiResult<Vec<Value>> {
+    if messages.is_empty() {
         return Err(ApiError::Parameter {
             code: Some("empty_array"),
             param: "messages".to_owned(),
@@ -23,12 +28,7 @@ pub(crate) fn messages(request: &CreateCompletion) -> ApiResult<Vec<Value>> {
                 .to_owned(),
         });
     }
-    request
-        .messages
-        .iter()
-        .enumerate()
-        .map(|(i, m)| message(m, &format!("messages[{i}]")))
-        .collect()
+    messages.iter().enumerate().map(|(i, m)| message(m, &format!("messages[{i}]"))).collect()
 }
 
 fn message(message: &Value, path: &str) -> ApiResult<Value> {

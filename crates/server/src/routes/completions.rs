@@ -53,6 +53,7 @@ pub(crate) async fn create(
         messages,
         tools: request.tools.unwrap_or_default(),
         sampling,
+        score: false,
     };
     let answer = state.broker.submit(task).map_err(|Full| ApiError::Unavailable {
         message: "Too many chat requests are waiting; please try again.".to_owned(),

@@ -90,18 +90,21 @@ pub(crate) struct DpoHyperparameters {
     /// Above 0 and at most 2 (`simpo`: at most 10), or `auto`: 0.1 (`simpo`: 2).
     #[schema(value_type = Option<Object>)]
     pub beta: Option<Value>,
-    /// Extension: `sigmoid` (the default), `ipo`, `hinge`, `orpo`, `simpo`, or `kto`, whose rows are
-    /// `{"input": …, "completion": …, "label": true}`.
+    /// Extension: `sigmoid` (the default), `ipo`, `hinge`, `orpo`, `simpo`, `reward` (a reward model), or `kto`,
+    /// whose rows are `{"input": …, "completion": …, "label": true}`.
     pub loss_type: Option<String>,
     /// Extension, for `sigmoid` and `simpo`: the share of pairs that may be labelled the wrong way round, from
     /// 0 to below 0.5.
     pub label_smoothing: Option<f64>,
-    /// Extension, for `simpo`: the margin that the preferred answer must win by, from 0 to 10; 1 by default.
+    /// Extension, for `simpo` and `reward`: the margin that the preferred answer must win by, from 0 to 10; 1 by
+    /// default (`reward`: 0).
     pub gamma: Option<f64>,
     /// Extension, for `kto`: how much good answers count; 1 by default.
     pub desirable_weight: Option<f64>,
     /// Extension, for `kto`: how much bad answers count; 1 by default.
     pub undesirable_weight: Option<f64>,
+    /// Extension, for `reward`: how much scores are drawn towards 0, from 0 to below 1; 0 by default.
+    pub center_coefficient: Option<f64>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

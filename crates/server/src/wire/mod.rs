@@ -9,3 +9,4 @@ pub(crate) mod file;
 pub(crate) mod job;
 pub(crate) mod list;
 pub(crate) mod model;
+pub(crate) mod score;

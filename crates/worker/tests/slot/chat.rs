@@ -17,6 +17,7 @@ impl Harness {
             messages: vec![json!({"role": "user", "content": content})],
             tools: Vec::new(),
             sampling: Sampling::default(),
+            score: false,
         };
         self.fake.change(|state| state.chats.push_back(task));
     }
