@@ -13,13 +13,14 @@ use crate::workspace::{Profile, Workspace};
 const LIMIT: Duration = Duration::from_secs(60 * 60);
 
 /// Name, script, and what it measures.
-const BENCHES: [(&str, &str, &str); 6] = [
+const BENCHES: [(&str, &str, &str); 7] = [
     ("train", "tests/bench/train.py", "tokens per second and peak memory of training"),
     ("qlora", "tests/bench/qlora.py", "the same over a base model in 4 bits"),
     ("dpo", "tests/bench/dpo.py", "training on preference pairs, against trl"),
     ("decode", "tests/bench/decode.py", "tokens per second of answers, one and eight at once"),
     ("memory", "tests/bench/memory.py", "the memory estimate against what the engine takes"),
     ("adapter", "tests/bench/adapter.py", "our adapter in peft: the same greedy answers"),
+    ("reward", "tests/bench/reward.py", "our reward model in peft: the same scores"),
 ];
 
 pub fn run(workspace: &Workspace, arguments: &[String]) -> Result<ExitCode> {
