@@ -28,8 +28,9 @@ const GEMMA: &str = r#"{"model_type": "gemma2", "hidden_activation": "gelu_pytor
     "max_position_embeddings": 256, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
     "sliding_window": 40, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}"#;
 const STEPS: u64 = 3;
-/// Of documents: one that is shorter than a tile, one that needs several.
-const LENGTHS: [i64; 3] = [5, 33, 70];
+/// Of documents: one that is shorter than a tile, one that another goes on from, two that need several tiles; and
+/// which one each goes on from.
+const DOCUMENTS: [(i64, Option<usize>); 4] = [(5, None), (33, None), (70, None), (67, Some(1))];
 
 /// What the tests of `model` allow of these.
 fn bounds(precision: Precision) -> Distances {
@@ -132,21 +133,23 @@ pub(super) fn distance(ours: &Tensor, expected: &Tensor) -> f64 {
     ((ours - &expected).norm() / expected.norm()).double_value(&[])
 }
 
-/// Documents whose second halves are targets.
+/// Documents whose second halves are targets, as in a batch of chats and of pairs.
 fn batch(vocabulary: i64) -> Batch {
     let mut batch = Batch { cu_seqlens: vec![0], ..Batch::default() };
-    for length in LENGTHS {
+    for (length, earlier) in DOCUMENTS {
         let start = batch.tokens() as i64;
+        let behind = earlier.map_or(0, |earlier| DOCUMENTS[earlier].0);
         for position in 0..length {
             let token = |row: i64| (row * 7919 + row * row % 97) % vocabulary;
             batch.input_ids.push(token(start + position));
-            batch.positions.push(position);
+            batch.positions.push(behind + position);
             if position >= length / 2 && position + 1 < length {
                 batch.target_rows.push(start + position);
                 batch.target_ids.push(token(start + position + 1));
             }
         }
         batch.cu_seqlens.push(batch.tokens() as i32);
+        batch.continues.push(earlier);
     }
     batch
 }
