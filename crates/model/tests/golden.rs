@@ -329,6 +329,43 @@ fn an_adapter_survives_saving_and_loading_bit_by_bit() {
     }
 }
 
+/// What trl's fixture shows for one family, in all: scores in one pass are those of each document by itself, and
+/// their gradients are slopes.
+#[test]
+fn scores_of_every_family_have_the_gradients_that_they_change_by() {
+    for name in CASES {
+        let Case { decoder, adapter, batch, .. } = Case::open(name);
+        let mut adapter = adapter.with_score(&decoder, 7).unwrap();
+        assert!(adapter.is_reward());
+        let scores = decoder.scores(&batch, &adapter).unwrap();
+        for (document, score) in documents_of(&batch).iter().zip(&scores) {
+            let mut cache = KvCache::new(&decoder, document.tokens(), Some(&adapter));
+            let alone = decoder.extend_scored(&mut cache, &document.input_ids, &adapter).unwrap();
+            assert!((alone - score).abs() < 1e-5, "{name}: {alone} against {score}");
+        }
+        // Some up, some down.
+        let factor = |at: usize| if at.is_multiple_of(2) { 1.0 } else { -0.5 };
+        let loss = |scores: &[f64]| -> f64 {
+            scores.iter().enumerate().map(|(at, score)| -factor(at) * score).sum()
+        };
+        let mut gradients = Gradients::zeros(&adapter);
+        let coefficients = |scores: &[f64]| (0..scores.len()).map(factor).collect();
+        let pass = PassOptions::new(1.0, 0);
+        decoder
+            .forward_backward_scores(&batch, &adapter, &mut gradients, pass, coefficients)
+            .unwrap();
+        let (values, norm) = (adapter.values().copy(), gradients.flat().norm());
+        let step = gradients.flat() / &norm * 3e-3;
+        let mut at = |values: Tensor| {
+            adapter.set_values(&values);
+            loss(&decoder.scores(&batch, &adapter).unwrap())
+        };
+        let slope = (at(&values + &step) - at(&values - &step)) / 6e-3;
+        let ratio = slope / norm.double_value(&[]);
+        assert!((ratio - 1.0).abs() < 5e-3, "{name}: {ratio}");
+    }
+}
+
 #[test]
 fn a_fresh_adapter_changes_nothing_and_depends_on_its_seed_alone() {
     let case = Case::open(CASES[0]);
