@@ -1,6 +1,7 @@
 """Our adapter in peft: trains a few steps on the real model, then lets our engine and transformers + peft answer
 the same held-out prompts greedily. Every token must be the same. Prints a table and, last, one JSON line. With
-`FINETUNED_TUNING=full` every weight is trained, and transformers loads the folder that comes out.
+`FINETUNED_TUNING=full` every weight is trained, and transformers loads the folder that comes out; with `prompt` or
+`prefix` virtual tokens are.
 
     cargo xtask bench adapter [--rows 48] [--prompts 6]
 """
@@ -81,6 +82,8 @@ def their_answers(options, model, adapter, prompts):
 def main():
     options = train.arguments()
     options.tuning = os.environ.get("FINETUNED_TUNING", "lora")
+    if options.tuning in ("prompt", "prefix"):
+        options.learning_rate, options.virtual_tokens = 0.02, {"count": 20}
     with tempfile.TemporaryDirectory(prefix="finetuned-adapter-") as name:
         folder = pathlib.Path(name)
         rows, model = train.prepare(options, folder)

@@ -94,6 +94,7 @@ def run_ours(options, rows, model, folder):
         rows, output, batch_size=options.batch_size, learning_rate=options.learning_rate,
         max_seq_len=options.max_seq_len, seed=options.seed, lora=engine.lora(options.rank),
         quantization=options.quantization, tuning=getattr(options, "tuning", "lora"),
+        virtual_tokens=getattr(options, "virtual_tokens", None),
         micro_batch_tokens=options.micro_batch_tokens,
     )
     return engine.measure(model, options.threads, plan, options.warm_up, options.device, options.precision)

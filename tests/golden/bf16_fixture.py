@@ -12,26 +12,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from families_fixture import CASES, OUT, adapter_tensors, check_versions, loss_sum
-from nf4_fixture import quantise
+from nf4_fixture import quantise_linears
 
 NAMES = ["llama-tied", "qwen3", "gemma2", "phi3", "qlora"]
-
-
-def dequantised(weight):
-    """By definition: bitsandbytes' own function is wrong on CPUs with AVX-512 where rows end inside a block."""
-    codes, state = quantise(weight)
-    codes = codes.reshape(-1)
-    levels = state.code[torch.stack([codes >> 4, codes & 15], 1).reshape(-1)[: weight.numel()].long()]
-    nested = state.state2.absmax.repeat_interleave(256)[: state.absmax.numel()]
-    absmax = state.state2.code[state.absmax.reshape(-1).long()] * nested + state.offset
-    return (levels * absmax.repeat_interleave(64)[: weight.numel()]).view(weight.shape)
-
-
-def quantise_linears(model):
-    with torch.no_grad():
-        for name, module in model.named_modules():
-            if isinstance(module, torch.nn.Linear) and name != "lm_head":
-                module.weight.copy_(dequantised(module.weight))
 
 
 def load(name):

@@ -24,8 +24,13 @@ def quantise(weight):
 
 
 def dequantised(weight):
+    """By definition: bitsandbytes' own function is wrong on CPUs with AVX-512 where rows end inside a block."""
     codes, state = quantise(weight)
-    return bnb.dequantize_4bit(codes, state).to(weight.dtype)
+    codes = codes.reshape(-1)
+    levels = state.code[torch.stack([codes >> 4, codes & 15], 1).reshape(-1)[: weight.numel()].long()]
+    nested = state.state2.absmax.repeat_interleave(256)[: state.absmax.numel()]
+    absmax = state.state2.code[state.absmax.reshape(-1).long()] * nested + state.offset
+    return (levels * absmax.repeat_interleave(64)[: weight.numel()]).view(weight.shape).to(weight.dtype)
 
 
 def tensors_of(name, weight):
@@ -36,7 +41,7 @@ def tensors_of(name, weight):
         f"{name}.absmax": state.absmax.reshape(-1).contiguous(),
         f"{name}.nested_absmax": state.state2.absmax.clone(),
         f"{name}.offset": state.offset.reshape(1).clone(),
-        f"{name}.dequantised": bnb.dequantize_4bit(codes, state).float().contiguous(),
+        f"{name}.dequantised": dequantised(weight).float().contiguous(),
         "map": state.state2.code.clone(),
     }
 

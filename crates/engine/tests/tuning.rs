@@ -91,29 +91,59 @@ fn losses_do_not_depend_on_the_size_of_micro_batches_or_on_what_is_computed_agai
     }
 }
 
+/// Makes the plan one of pairs that differ in one word.
+fn prefer(plan: &mut TrainingPlan, output: &Folder, loss_type: LossType) {
+    plan.method = MethodType::Dpo;
+    let wish = PreferenceRequest { loss_type, ..PreferenceRequest::default() };
+    plan.hyperparameters.preference = Some(Box::new(wish.resolve()));
+    let message = |role: &str, text: &str| serde_json::json!({"role": role, "content": text});
+    let row = serde_json::json!({
+        "input": {"messages": [message("user", "Say yes.")]},
+        "preferred_output": [message("assistant", "yes")],
+        "non_preferred_output": [message("assistant", "no")],
+    });
+    let tuning = plan.hyperparameters.tuning.as_str();
+    plan.training_file = output.path().join(format!("{tuning}-{loss_type:?}.jsonl"));
+    std::fs::write(&plan.training_file, format!("{row}\n{row}\n")).unwrap();
+}
+
 #[test]
 fn pairs_and_quantised_bases_are_trained_too() {
     let (tiny, output) = (Tiny::load_as(model::Quantization::Nf4), Folder::new());
     for (tuning, loss_type) in BOTH.into_iter().zip([LossType::Sigmoid, LossType::Orpo]) {
         let mut plan = tuned(&output, tuning.as_str(), tuning);
         plan.hyperparameters.quantization = Quantization::Nf4;
-        plan.method = MethodType::Dpo;
-        let wish = PreferenceRequest { loss_type, ..PreferenceRequest::default() };
-        plan.hyperparameters.preference = Some(Box::new(wish.resolve()));
-        let message = |role: &str, text: &str| serde_json::json!({"role": role, "content": text});
-        let row = serde_json::json!({
-            "input": {"messages": [message("user", "Say yes.")]},
-            "preferred_output": [message("assistant", "yes")],
-            "non_preferred_output": [message("assistant", "no")],
-        });
-        let path = output.path().join(format!("{}.jsonl", tuning.as_str()));
-        std::fs::write(&path, format!("{row}\n{row}\n")).unwrap();
-        plan.training_file = path;
+        prefer(&mut plan, &output, loss_type);
         let outcome = tiny.finish(plan);
         assert_eq!(outcome.end, Some(Happened::Finished), "{:?}", outcome.failure);
         let last = outcome.steps.last().unwrap();
         assert_eq!(last.rewards.train_reward_accuracy, Some(1.0), "{tuning:?}");
         assert!(last.train_loss < outcome.steps[0].train_loss, "{tuning:?}");
+    }
+}
+
+/// The reference of a wholly trained model is its base model, which stays beside it.
+#[test]
+fn pairs_train_whole_models_too() {
+    let (tiny, output) = (Tiny::load(), Folder::new());
+    for loss_type in [LossType::Sigmoid, LossType::Ipo, LossType::Orpo, LossType::Simpo] {
+        let mut plan = plan(&output, &format!("full-{loss_type:?}"));
+        plan.hyperparameters.tuning = Tuning::Full;
+        plan.hyperparameters.learning_rate = 1e-3;
+        prefer(&mut plan, &output, loss_type);
+        let outcome = tiny.finish(plan);
+        assert_eq!(outcome.end, Some(Happened::Finished), "{:?}", outcome.failure);
+        let (first, last) = (&outcome.steps[0], outcome.steps.last().unwrap());
+        assert_eq!(last.rewards.train_reward_accuracy, Some(1.0), "{loss_type:?}");
+        assert!(last.train_loss < first.train_loss, "{loss_type:?}");
+        if loss_type == LossType::Sigmoid {
+            // Before its first update a model is its own reference.
+            assert!(
+                (first.train_loss - std::f64::consts::LN_2).abs() < 1e-6,
+                "{}",
+                first.train_loss
+            );
+        }
     }
 }
 
