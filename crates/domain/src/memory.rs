@@ -18,8 +18,9 @@ pub use self::shape::{ExtraNorms, ModelShape};
 /// What the process takes before it has a model: libtorch's code and tables, threads, buffers of its
 /// matrix products. Measured on the CPU.
 pub const RUNTIME: u64 = 150 << 20;
-/// Share that [`Estimate::required`] adds for the allocator's rounding and fragmentation.
-pub const MARGIN: f64 = 0.05;
+/// Share that [`Estimate::required`] adds for the allocator's rounding and fragmentation. Of 150 measured
+/// runs the worst took 6.4 % more than their estimate.
+pub const MARGIN: f64 = 0.07;
 /// Rows of the head's blocks on a CPU, bytes of their logits on a GPU, and the most rows there, as in
 /// `model::head`.
 const HEAD_ROWS: u64 = 256;
