@@ -80,7 +80,7 @@ fn every_field_that_we_write_is_one_of_pefts() {
 fn settings_that_we_do_not_honour_are_refused_by_name() {
     let cases = [
         ("peft_type", json!("IA3")),
-        ("task_type", json!("SEQ_CLS")),
+        ("task_type", json!("TOKEN_CLS")),
         ("bias", json!("lora_only")),
         ("modules_to_save", json!(["lm_head"])),
         ("rank_pattern", json!({ "q_proj": 0 })),
@@ -99,6 +99,11 @@ fn settings_that_we_do_not_honour_are_refused_by_name() {
         let message = AdapterConfig::from_json(config.to_string().as_bytes()).unwrap_err();
         assert!(message.contains(field), "{field}: {message}");
     }
+    // A model that scores without a trained head for it.
+    let mut config = small_config().to_json();
+    config["task_type"] = json!("SEQ_CLS");
+    let message = AdapterConfig::from_json(config.to_string().as_bytes()).unwrap_err();
+    assert!(message.contains("modules_to_save"), "{message}");
 }
 
 #[test]

@@ -370,7 +370,9 @@ mod tests {
             part: Part::Learning,
         };
         let log_p = [-0.5, -2.0, -1.25, -3.0, -0.1, -1.5, -2.5, -0.7, -1.1, -4.0];
-        for loss_type in LossType::ALL {
+        // A reward model's loss is of scores, not of log-probabilities; `reward_loss` has its own proof.
+        let of_log_p = LossType::ALL.into_iter().filter(|&loss_type| loss_type != LossType::Reward);
+        for loss_type in of_log_p {
             let is_labelled = loss_type == LossType::Kto;
             let smoothing = loss_type.takes_label_smoothing().then_some(0.1);
             let asked = PreferenceRequest { loss_type, ..PreferenceRequest::default() };
