@@ -207,21 +207,26 @@ def make(name, pairs, tensors):
             tensors[f"{name}.grad.{key}"] = gradient
         model.zero_grad()
         trainable = [p for n, p in model.named_parameters() if "lora_" in n]
-        optimizer = torch.optim.AdamW(trainable, lr=5e-3, weight_decay=0.01)
-        schedule = get_linear_schedule_with_warmup(optimizer, 4, STEPS)
-        losses, rates = [], []
-        for _ in range(STEPS):
-            value = loss()
-            value.backward()
-            torch.nn.utils.clip_grad_norm_(trainable, 1.0)
-            losses.append(value.item())
-            rates.append(schedule.get_last_lr()[0])
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-        tensors[f"{name}.losses"] = torch.tensor(losses, dtype=torch.float64)
-        tensors[f"{name}.rates"] = torch.tensor(rates, dtype=torch.float64)
-        print(f"{name}: {losses[0]:.6f} -> {losses[-1]:.6f}")
+        record_steps(name, trainable, loss, tensors)
+
+
+def record_steps(name, trainable, loss, tensors):
+    """The losses and learning rates of `STEPS` AdamW steps with warm-up, decay and clipping."""
+    optimizer = torch.optim.AdamW(trainable, lr=5e-3, weight_decay=0.01)
+    schedule = get_linear_schedule_with_warmup(optimizer, 4, STEPS)
+    losses, rates = [], []
+    for _ in range(STEPS):
+        value = loss()
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(trainable, 1.0)
+        losses.append(value.item())
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    tensors[f"{name}.losses"] = torch.tensor(losses, dtype=torch.float64)
+    tensors[f"{name}.rates"] = torch.tensor(rates, dtype=torch.float64)
+    print(f"{name}: {losses[0]:.6f} -> {losses[-1]:.6f}")
 
 
 def main():

@@ -13,10 +13,10 @@ from types import SimpleNamespace
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, get_linear_schedule_with_warmup
+from transformers import AutoModelForSequenceClassification
 from trl import RewardTrainer
 
-from preference_fixture import MODEL, ROOT, STEPS, check_versions, draw_pairs
+from preference_fixture import MODEL, ROOT, check_versions, draw_pairs, record_steps
 
 OUT = ROOT / "crates/engine/tests/fixtures/reward"
 PADDING = 0
@@ -107,22 +107,7 @@ def make(name, pairs, tensors):
                  for row, mask in zip(inputs["input_ids"], inputs["attention_mask"])]
         assert torch.allclose(tensors["scores"], torch.tensor(alone).double(), atol=1e-9), alone
     model.zero_grad()
-    values = list(parameters.values())
-    optimizer = torch.optim.AdamW(values, lr=5e-3, weight_decay=0.01)
-    schedule = get_linear_schedule_with_warmup(optimizer, 4, STEPS)
-    losses, rates = [], []
-    for _ in range(STEPS):
-        value = loss()
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(values, 1.0)
-        losses.append(value.item())
-        rates.append(schedule.get_last_lr()[0])
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-    tensors[f"{name}.losses"] = torch.tensor(losses, dtype=torch.float64)
-    tensors[f"{name}.rates"] = torch.tensor(rates, dtype=torch.float64)
-    print(f"{name}: {losses[0]:.6f} -> {losses[-1]:.6f}")
+    record_steps(name, list(parameters.values()), loss, tensors)
 
 
 def main():
