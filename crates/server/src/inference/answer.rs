@@ -99,7 +99,7 @@ pub(crate) async fn whole(
         match event {
             GenerationEvent::Delta { index, text } => {
                 if let Some(choice) = choices.get_mut(index as usize) {
-                    choice.message.content.push_str(&text);
+                    choice.message.content.get_or_insert_default().push_str(&text);
                 }
             }
             GenerationEvent::Finished { index, reason } => {
@@ -148,8 +148,9 @@ pub(crate) async fn score(mut answer: Answer, patience: Patience) -> ApiResult<(
 fn empty_choice(index: u32) -> Choice {
     let message = AssistantMessage {
         role: "assistant",
-        content: String::new(),
+        content: Some(String::new()),
         refusal: None,
+        tool_calls: None,
         annotations: Vec::new(),
     };
     Choice { index, message, logprobs: None, finish_reason: "stop" }

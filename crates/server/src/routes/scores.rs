@@ -1,21 +1,13 @@
 //! Scores of conversations by reward models: checked here, computed by a worker.
 
-use axum::Json;
-use axum::extract::State;
-use domain::engine::Sampling;
-use domain::id::CompletionId;
-use domain::internal::InferenceTask;
-use store::models;
-
-use crate::convert::OrNotFound;
 use crate::error::{ApiError, ApiResult};
 use crate::extract::{Caller, Json as Body};
-use crate::inference::answer::{self, Patience};
-use crate::inference::broker::Full;
-use crate::inference::prompt;
+use crate::inference::{answer, ask, prompt};
 use crate::state::AppState;
 use crate::wire::error::ErrorEnvelope;
 use crate::wire::score::{CreateScore, Score};
+use axum::Json;
+use axum::extract::State;
 
 /// Score the last message of a conversation with a reward model. An extension of this server's.
 #[utoipa::path(post, path = "/fine_tuning/score", tag = "Fine-tuning",
@@ -34,9 +26,7 @@ pub(crate) async fn create(
                        be scored.";
         return Err(ApiError::invalid_value("messages", message));
     }
-    let model = models::resolve(&state.store.db, &project, &request.model.as_str().into())
-        .await
-        .or_not_found(|| ApiError::ChatModelNotFound(request.model.clone()))?;
+    let model = ask::model(&state, &project, &request.model).await?;
     if model.adapter.is_none() {
         let message = format!(
             "Invalid 'model': '{}' is a base model, which does not score. Train a reward model: method \
@@ -45,21 +35,8 @@ pub(crate) async fn create(
         );
         return Err(ApiError::invalid_value("model", message));
     }
-    let task = InferenceTask {
-        id: CompletionId::new().to_string(),
-        base_model: model.base_model(),
-        adapter: model.adapter,
-        messages,
-        tools: request.tools.unwrap_or_default(),
-        sampling: Sampling::default(),
-        score: true,
-    };
-    let answer = state.broker.submit(task).map_err(|Full| ApiError::Unavailable {
-        message: "Too many requests are waiting for workers; please try again.".to_owned(),
-        retry_after_seconds: 1,
-    })?;
-    let patience =
-        Patience { first: state.config.inference_wait, idle: state.config.inference_idle };
+    let tools = request.tools.unwrap_or_default();
+    let (answer, patience) = ask::ask_score(&state, model, messages, tools)?;
     let (score, usage) = answer::score(answer, patience).await?;
     Ok(Json(Score { object: "fine_tuning.score", model: request.model, score, usage }))
 }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
 pub(crate) struct CreateCompletion {
     pub model: String,
     #[schema(value_type = Vec<Object>)]
@@ -33,7 +33,7 @@ pub(crate) struct CreateCompletion {
     pub stream_options: Option<StreamOptions>,
 }
 
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
 pub(crate) struct StreamOptions {
     pub include_usage: Option<bool>,
 }
@@ -65,10 +65,29 @@ pub(crate) struct Choice {
 pub(crate) struct AssistantMessage {
     /// Always `assistant`.
     pub role: &'static str,
-    pub content: String,
+    /// Null where the answer is nothing but calls.
+    pub content: Option<String>,
     pub refusal: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tool_calls: Option<Vec<ToolCall>>,
     #[schema(value_type = Vec<Object>)]
     pub annotations: Vec<Value>,
+}
+
+/// The model asks for a function to be called.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub(crate) struct ToolCall {
+    pub id: String,
+    /// Always `function`.
+    pub r#type: &'static str,
+    pub function: FunctionCall,
+}
+
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub(crate) struct FunctionCall {
+    pub name: String,
+    /// JSON as text.
+    pub arguments: String,
 }
 
 #[derive(Debug, Clone, Copy, Default, Serialize, ToSchema)]
