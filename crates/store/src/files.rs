@@ -221,14 +221,24 @@ pub async fn list(
     purpose: Option<&str>,
     page: &PageQuery,
 ) -> Result<Page<FileRow>> {
-    let statement = page.sql(
-        "select * from files
-         where project_id = $1 and ($2::text is null or purpose = $2)
-           and (expires_at is null or expires_at > clock_timestamp())
-           and ($3::text is null or (created_at, id) {after}
-                (select created_at, id from files where id = $3 and project_id = $1))
-         order by created_at {way}, id {way} limit $4",
-    );
+    // Two statements, because one plan for both would read every file to find those of a rare purpose.
+    macro_rules! statement {
+        ($purpose:literal) => {
+            concat!(
+                "select * from files
+                 where project_id = $1 and ",
+                $purpose,
+                " and (expires_at is null or expires_at > clock_timestamp())
+                  and ($3::text is null or (created_at, id) {after}
+                       (select created_at, id from files where id = $3 and project_id = $1))
+                order by created_at {way}, id {way} limit $4"
+            )
+        };
+    }
+    let statement = page.sql(match purpose {
+        Some(_) => statement!("purpose = $2"),
+        None => statement!("$2::text is null"),
+    });
     let records: Vec<FileRecord> = sqlx::query_as(statement)
         .bind(project.id.as_str())
         .bind(purpose)
