@@ -150,6 +150,17 @@ class Up(Server):
         environment = {"FINETUNED_API_KEY": key, **(environment or {})}
         super().__init__(key, Process(self.folder, "up", arguments, environment), port)
 
+    def command(self, *arguments):
+        """Runs one `finetuned …` beside the server to its end and returns what it printed."""
+        done = subprocess.run(
+            [BINARY, "--data-dir", self.folder / "data", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=180,
+        )
+        assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
+        return done.stdout.strip()
+
     def close(self):
         try:
             code = self.process.terminate()

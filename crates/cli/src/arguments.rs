@@ -44,6 +44,9 @@ pub enum Command {
     /// Create, list and revoke keys
     #[command(subcommand)]
     Keys(Keys),
+    /// Create and list projects
+    #[command(subcommand)]
+    Projects(Projects),
     /// Import, list and remove base models
     #[command(subcommand)]
     Models(Models),
@@ -99,9 +102,15 @@ pub enum Keys {
         /// `project` keys call the API, `worker` keys let a worker in
         #[arg(long, value_enum, default_value_t = KeyKind::Project)]
         kind: KeyKind,
+        /// The project that it opens, as `projects list` shows it; default: the default project
+        #[arg(long, value_name = "ID")]
+        project: Option<String>,
     },
     /// List keys; secrets are not stored and not shown
     List {
+        /// Of this project; default: the default project
+        #[arg(long, value_name = "ID")]
+        project: Option<String>,
         #[arg(long)]
         json: bool,
     },
@@ -109,6 +118,24 @@ pub enum Keys {
     Revoke {
         /// As `keys list` shows it
         id: String,
+        /// The project that it opens; default: the default project
+        #[arg(long, value_name = "ID")]
+        project: Option<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Projects {
+    /// Make a project and print its id; its keys come from `keys create --project ID`
+    Create {
+        /// In your words
+        #[arg(long)]
+        name: String,
+    },
+    /// List projects
+    List {
+        #[arg(long)]
+        json: bool,
     },
 }
 

@@ -8,6 +8,7 @@ pub mod keys;
 pub mod migrate;
 pub mod models;
 pub mod postgres;
+pub mod projects;
 pub mod run_guarded;
 pub mod serve;
 pub mod up;

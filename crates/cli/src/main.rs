@@ -78,6 +78,7 @@ async fn dispatch(loaded: Loaded, command: Command) -> Result<ExitCode> {
         Command::Work(_) => commands::work::run(loaded.config).await?,
         Command::Migrate => commands::migrate::run(config).await?,
         Command::Keys(command) => commands::keys::run(config, command).await?,
+        Command::Projects(command) => commands::projects::run(config, command).await?,
         Command::Models(command) => commands::models::run(config, command).await?,
         Command::Jobs(command) => commands::jobs::run(config, command).await?,
         Command::Estimate(asked) => commands::estimate::run(&asked)?,

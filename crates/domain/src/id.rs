@@ -84,6 +84,8 @@ ids! {
     EventId = "ftevent-";
     /// A checkpoint of a job.
     CheckpointId = "ftckpt_";
+    /// The right of another project to use a model.
+    PermissionId = "cp_";
     /// A project: every row belongs to one.
     ProjectId = "proj_";
     /// An organisation.

@@ -1,14 +1,15 @@
 //! Rows → wire objects, and the store's errors → the API's. The only file that knows both sides.
 
 use domain::hyperparameters::Tuning;
-use domain::{Auto, Hyperparameters, JobStatus};
+use domain::{Auto, Hyperparameters, JobStatus, LossType};
 use serde_json::{Value, json};
 use store::checkpoints::CheckpointRow;
 use store::events::{EventRow, EventType};
 use store::files::FileRow;
 use store::jobs::JobRow;
 use store::models::{ModelKind, ModelRow};
-use store::{Order, PageQuery};
+use store::permissions::PermissionRow;
+use store::{Conflict, Order, PageQuery};
 use time::OffsetDateTime;
 
 use crate::error::{ApiError, ApiResult};
@@ -19,7 +20,8 @@ use crate::wire::event::{Checkpoint, CheckpointMetrics, Event};
 use crate::wire::file::File;
 use crate::wire::job::{Job, JobError, Resolved};
 use crate::wire::list::{Identified, List};
-use crate::wire::model::Model;
+use crate::wire::model::{Capabilities, Model};
+use crate::wire::permission::Permission;
 
 const RETRY_AFTER_SECONDS: u64 = 1;
 
@@ -27,6 +29,7 @@ impl From<store::Error> for ApiError {
     fn from(error: store::Error) -> Self {
         use store::Error as E;
         match error {
+            E::Conflict(conflict @ Conflict::NotOwner(_)) => Self::Forbidden(conflict.to_string()),
             E::Conflict(conflict) => Self::BadRequest(conflict.to_string()),
             E::TooLarge { .. } => Self::PayloadTooLarge(error.to_string()),
             E::Body(_) => Self::BadRequest(error.to_string()),
@@ -119,7 +122,8 @@ pub(crate) fn job(row: JobRow, now: OffsetDateTime) -> Job {
     Job {
         id: row.id.to_string(),
         object: "fine_tuning.job",
-        model: row.base_model.to_string(),
+        // As it was asked for.
+        model: row.start.map_or(row.base_model, |start| start.model).to_string(),
         created_at: row.created_at.unix_timestamp(),
         finished_at: row.finished_at.map(OffsetDateTime::unix_timestamp),
         fine_tuned_model: row.fine_tuned_model.map(|model| model.to_string()),
@@ -216,14 +220,38 @@ pub(crate) fn checkpoint(row: CheckpointRow) -> Checkpoint {
     }
 }
 
-pub(crate) fn model(row: ModelRow, organization_slug: &str) -> Model {
+pub(crate) fn model(row: ModelRow) -> Model {
     let is_base = row.kind == ModelKind::Base;
+    let trained = row.trained_with.as_ref();
+    let preference = trained.and_then(|trained| trained.preference.as_deref());
+    let is_reward = preference.is_some_and(|options| options.loss_type == LossType::Reward);
+    let has_virtual = trained.is_some_and(|trained| trained.tuning.has_virtual_tokens());
+    let virtual_tokens = trained.map_or(0, |trained| u64::from(trained.virtual_positions()));
     Model {
         id: row.id.to_string(),
         object: "model",
         created: row.created_at.unix_timestamp(),
-        owned_by: if is_base { "system".to_owned() } else { organization_slug.to_owned() },
+        owned_by: row.owner.unwrap_or_else(|| "system".to_owned()),
         root: row.base_model.to_string(),
-        parent: (!is_base).then(|| row.base_model.to_string()),
+        parent: row.parent.map(|parent| parent.to_string()),
+        fine_tuning_job_id: row.job_id.map(|job| job.to_string()),
+        step_number: row.step,
+        tuning: trained.map(|trained| trained.tuning),
+        max_model_len: row.context_length.map(|tokens| tokens.saturating_sub(virtual_tokens)),
+        capabilities: Capabilities {
+            chat: !is_reward,
+            score: is_reward,
+            fine_tune: is_base || trained.is_some(),
+            merge: !is_reward && !has_virtual,
+        },
+    }
+}
+
+pub(crate) fn permission(row: PermissionRow) -> Permission {
+    Permission {
+        id: row.id.to_string(),
+        created_at: row.created_at.unix_timestamp(),
+        project_id: row.grantee.to_string(),
+        object: "checkpoint.permission",
     }
 }

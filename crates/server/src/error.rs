@@ -46,6 +46,8 @@ pub(crate) enum ApiError {
     ReferencedFileNotFound { param: &'static str, id: String },
     #[error("Could not find fine tune: {0}")]
     JobNotFound(String),
+    #[error("No such permission: {0}")]
+    PermissionNotFound(String),
     #[error("The model '{0}' does not exist")]
     ModelNotFound(String),
     #[error("The model `{0}` does not exist or you do not have access to it.")]
@@ -152,6 +154,9 @@ impl ApiError {
             }
             Self::JobNotFound(_) => {
                 shape(S::NOT_FOUND, INVALID, Some("fine_tune_not_found"), Some("fine_tune_id"))
+            }
+            Self::PermissionNotFound(_) => {
+                shape(S::NOT_FOUND, INVALID, None, Some("permission_id"))
             }
             Self::ModelNotFound(_) => {
                 shape(S::NOT_FOUND, INVALID, Some("model_not_found"), Some("model"))

@@ -76,6 +76,7 @@ pub(crate) async fn new_job(
     Ok(NewJob {
         id,
         base_model,
+        start: None,
         method,
         training_file,
         validation_file,

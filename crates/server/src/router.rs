@@ -16,7 +16,7 @@ use utoipa_axum::routes;
 use crate::error::ApiError;
 use crate::internal;
 use crate::observe::{after_panic, observe};
-use crate::routes::{completions, estimate, files, health, jobs, models, scores};
+use crate::routes::{completions, estimate, files, health, jobs, models, permissions, scores};
 use crate::state::AppState;
 
 #[derive(OpenApi)]
@@ -56,6 +56,8 @@ fn api() -> OpenApiRouter<AppState> {
         .routes(routes!(jobs::resume))
         .routes(routes!(jobs::events))
         .routes(routes!(jobs::checkpoints))
+        .routes(routes!(permissions::create, permissions::list))
+        .routes(routes!(permissions::delete))
         .routes(routes!(estimate::create))
         .routes(routes!(scores::create))
         .routes(routes!(models::list))

@@ -251,6 +251,9 @@ async fn check_models(server: &TestServer, job: &str, model: &str) {
         let (status, shown) = server.get(&format!("/v1/models/{id}")).await;
         assert_eq!((status.as_u16(), &shown["parent"]), (200, &json!(MODEL)));
         assert_eq!(shown["owned_by"], "personal");
+        assert_eq!((&shown["root"], &shown["fine_tuning_job_id"]), (&json!(MODEL), &json!(job)));
+        assert_eq!(shown["step_number"], if id == model { 4 } else { 2 });
+        assert_eq!((&shown["tuning"], &shown["max_model_len"]), (&json!("lora"), &json!(512)));
     }
     let worker = Worker::of(server);
     let path = format!("/adapters/{model}/files/adapter_config.json");

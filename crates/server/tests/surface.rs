@@ -79,7 +79,9 @@ async fn models_are_found_by_encoded_names_and_bases_stay() {
     let (_, list) = server.get("/v1/models").await;
     let created = list["data"][0]["created"].clone();
     let model = json!({"id": MODEL, "object": "model", "created": created, "owned_by": "system",
-                       "root": MODEL, "parent": null});
+                       "root": MODEL, "parent": null, "fine_tuning_job_id": null, "step_number": null,
+                       "tuning": null, "max_model_len": 512,
+                       "capabilities": {"chat": true, "score": false, "fine_tune": true, "merge": true}});
     assert_eq!(list, json!({"object": "list", "data": [model]}));
     for path in [
         "/v1/models/tiny-chat",
@@ -110,6 +112,11 @@ async fn the_description_lists_every_route() {
         ("/v1/fine_tuning/jobs", "post"),
         ("/v1/fine_tuning/jobs/{fine_tuning_job_id}/checkpoints", "get"),
         ("/v1/fine_tuning/score", "post"),
+        ("/v1/fine_tuning/checkpoints/{fine_tuned_model_checkpoint}/permissions", "post"),
+        (
+            "/v1/fine_tuning/checkpoints/{fine_tuned_model_checkpoint}/permissions/{permission_id}",
+            "delete",
+        ),
         ("/v1/models/{model}", "delete"),
         ("/v1/chat/completions", "post"),
     ] {

@@ -10,6 +10,7 @@ use domain::id::random_suffix;
 use domain::internal::{BaseModel, ManifestFile};
 use domain::{ModelId, ProjectId};
 use futures::{Stream, TryStreamExt};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 use sqlx::types::Json;
 use sqlx::{FromRow, PgConnection};
@@ -34,6 +35,8 @@ pub struct BaseModelRow {
     /// `llama`, …
     pub architecture: String,
     pub parameters: u64,
+    /// Tokens that it reads, if its `config.json` says so.
+    pub context_length: Option<u64>,
     pub files: Vec<ManifestFile>,
     pub created_at: OffsetDateTime,
     owner: ProjectId,
@@ -86,6 +89,7 @@ pub(crate) struct BaseModelRecord {
     digest: String,
     architecture: String,
     parameters: i64,
+    context_length: Option<i64>,
     files: Json<Vec<ManifestFile>>,
     created_at: OffsetDateTime,
 }
@@ -97,6 +101,7 @@ impl From<BaseModelRecord> for BaseModelRow {
             digest: record.digest,
             architecture: record.architecture,
             parameters: record.parameters.unsigned_abs(),
+            context_length: record.context_length.map(i64::unsigned_abs),
             files: record.files.0,
             created_at: record.created_at,
             owner: record.project_id.into(),
@@ -119,13 +124,15 @@ pub async fn register(
         id: new.id,
         architecture: new.architecture,
         parameters: new.parameters,
+        context_length: context_length(folder).await,
         files,
         created_at: OffsetDateTime::now_utc(),
         owner: project.id.clone(),
         upload: random_suffix(20),
     };
     if let Some(present) = find(&store.db, &row.id).await? {
-        return same_content(present, &row);
+        let present = same_content(present, &row)?;
+        return complete(&store.db, present, row.context_length).await;
     }
     garbage::reserve(store, project.id.as_str(), &row.paths()).await?;
     let paths = row.paths();
@@ -136,6 +143,35 @@ pub async fn register(
         }
     }
     outcome
+}
+
+/// The tokens that a model reads, from its `config.json`.
+async fn context_length(folder: &Path) -> Option<u64> {
+    const LIMIT: u64 = 1 << 20;
+    let file = tokio::fs::File::open(folder.join("config.json")).await.ok()?;
+    let mut text = Vec::new();
+    file.take(LIMIT).read_to_end(&mut text).await.ok()?;
+    let config: Value = serde_json::from_slice(&text).ok()?;
+    let of = |config: &Value| config["max_position_embeddings"].as_u64();
+    // Models of several kinds of input keep the language model's numbers one level deeper.
+    of(&config).or_else(|| of(&config["text_config"])).filter(|&tokens| tokens > 0)
+}
+
+/// Adds what an earlier version did not know.
+pub async fn complete(
+    db: &Db,
+    row: BaseModelRow,
+    context_length: Option<u64>,
+) -> Result<BaseModelRow> {
+    if row.context_length.is_some() || context_length.is_none() {
+        return Ok(row);
+    }
+    sqlx::query("update base_models set context_length = $2 where id = $1")
+        .bind(row.id.as_str())
+        .bind(context_length.map(u64::cast_signed))
+        .execute(&db.pool)
+        .await?;
+    Ok(BaseModelRow { context_length, ..row })
 }
 
 async fn upload(store: &Store, row: BaseModelRow, folder: &Path) -> Result<BaseModelRow> {
@@ -151,8 +187,8 @@ async fn upload(store: &Store, row: BaseModelRow, folder: &Path) -> Result<BaseM
 async fn insert(tx: &mut PgConnection, row: &BaseModelRow) -> Result<BaseModelRow> {
     let record: Option<BaseModelRecord> = sqlx::query_as(
         "insert into base_models
-             (id, project_id, upload_id, digest, architecture, parameters, files)
-         values ($1, $2, $3, $4, $5, $6, $7) on conflict (id) do nothing returning *",
+             (id, project_id, upload_id, digest, architecture, parameters, files, context_length)
+         values ($1, $2, $3, $4, $5, $6, $7, $8) on conflict (id) do nothing returning *",
     )
     .bind(row.id.as_str())
     .bind(row.owner.as_str())
@@ -161,6 +197,7 @@ async fn insert(tx: &mut PgConnection, row: &BaseModelRow) -> Result<BaseModelRo
     .bind(&row.architecture)
     .bind(row.parameters as i64)
     .bind(Json(&row.files))
+    .bind(row.context_length.map(u64::cast_signed))
     .fetch_optional(&mut *tx)
     .await?;
     if let Some(record) = record {

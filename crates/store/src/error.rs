@@ -121,10 +121,14 @@ pub enum Conflict {
     JobState { job: JobId, status: JobStatus, wanted: &'static str },
     #[error("File is used by fine-tuning job {0}, which has not ended.")]
     FileInUse(JobId),
-    #[error("Model is used by fine-tuning job {0}, which has not ended.")]
+    #[error("Model is used by fine-tuning job {0}, which has not ended; cancel the job, or wait.")]
     ModelInUse(JobId),
     #[error("{0} is a base model and cannot be deleted.")]
     BaseModel(String),
+    #[error("{0} is another project's model; only the project that owns it may do this.")]
+    NotOwner(String),
+    #[error("{0} is a base model, which every project may use already.")]
+    BaseIsShared(String),
     #[error("{0} already exists with different content.")]
     Exists(String),
     #[error("reports from number {expected} on are expected, got {got}")]

@@ -6,7 +6,8 @@ use domain::hyperparameters::TrainingOptions;
 use domain::plan::ResolvedHyperparameters;
 use domain::report::StepMetrics;
 use domain::{
-    FileId, Hyperparameters, JobId, JobStatus, MethodType, ModelId, OrganizationId, ProjectId,
+    CheckpointId, FileId, Hyperparameters, JobId, JobStatus, MethodType, ModelId, OrganizationId,
+    ProjectId,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -22,12 +23,22 @@ use crate::page::{Page, PageQuery};
 use crate::projects::Project;
 use crate::text;
 
+/// A tuned model that a job goes on from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StartModel {
+    pub model: ModelId,
+    /// Whose files it consists of.
+    pub checkpoint: CheckpointId,
+}
+
 /// A checked request for a job.
 #[derive(Debug, Clone)]
 pub struct NewJob {
     pub id: JobId,
     /// A base model's name, resolved from whatever the user wrote.
     pub base_model: ModelId,
+    /// The tuned model to go on from; none starts from the base model.
+    pub start: Option<StartModel>,
     pub method: MethodType,
     pub training_file: FileId,
     pub validation_file: Option<FileId>,
@@ -64,6 +75,8 @@ pub struct JobRow {
     pub status: JobStatus,
     pub desired: Desired,
     pub base_model: ModelId,
+    /// The tuned model that it goes on from.
+    pub start: Option<StartModel>,
     pub method: MethodType,
     pub training_file: FileId,
     pub validation_file: Option<FileId>,
@@ -122,8 +135,13 @@ pub async fn create(db: &Db, project: &Project, new: NewJob) -> Result<JobRow> {
 
 async fn insert(tx: &mut PgConnection, project: &Project, new: &NewJob) -> Result<JobRow> {
     // Shared locks: neither a file nor the model can be deleted before this job is there to forbid it.
-    let model = "select 1 from base_models
-                 where id = $1 and (shared or project_id = $2) for key share";
+    let model = match &new.start {
+        None => {
+            "select 1 from base_models where id = $1 and (shared or project_id = $2) for key share"
+        }
+        // The right to the tuned model is the right to its base.
+        Some(_) => "select 1 from base_models where id = $1 and $2::text <> '' for key share",
+    };
     let file = "select 1 from files where id = $1 and project_id = $2
                 and (expires_at is null or expires_at > clock_timestamp()) for key share";
     let mut needed = vec![
@@ -141,6 +159,9 @@ async fn insert(tx: &mut PgConnection, project: &Project, new: &NewJob) -> Resul
             .await?
             .ok_or(Error::NotFound(what))?;
     }
+    if let Some(start) = &new.start {
+        hold_start(tx, project, start).await?;
+    }
     sqlx::query("insert into jobs (id, project_id, base_model, priority) values ($1, $2, $3, $4)")
         .bind(new.id.as_str())
         .bind(project.id.as_str())
@@ -153,14 +174,33 @@ async fn insert(tx: &mut PgConnection, project: &Project, new: &NewJob) -> Resul
     load(tx, &new.id).await
 }
 
+/// Keeps the model to start from where it is until this job is there to forbid its removal.
+async fn hold_start(tx: &mut PgConnection, project: &Project, start: &StartModel) -> Result<()> {
+    sqlx::query(
+        "select 1 from models m join checkpoints c on c.id = m.checkpoint_id
+         where m.id = $1 and c.id = $2 and c.state = 'committed'
+           and (m.project_id = $3 or exists (
+                select 1 from checkpoint_permissions where model = m.id and grantee_id = $3))
+         for key share of m, c",
+    )
+    .bind(start.model.as_str())
+    .bind(start.checkpoint.as_str())
+    .bind(project.id.as_str())
+    .fetch_optional(tx)
+    .await?
+    .map(|_| ())
+    .ok_or(Error::NotFound("model"))
+}
+
 async fn insert_details(tx: &mut PgConnection, project: &Project, new: &NewJob) -> Result<()> {
     let metadata: Option<BTreeMap<_, _>> = new.metadata.as_ref().map(|pairs| {
         pairs.iter().map(|(key, value)| (text::clean(key), text::clean(value))).collect()
     });
     sqlx::query(
         "insert into job_details (job_id, project_id, method, training_file, validation_file,
-                                  suffix, seed, metadata, hyperparameters, options)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+                                  suffix, seed, metadata, hyperparameters, options,
+                                  start_model, start_checkpoint)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
     )
     .bind(new.id.as_str())
     .bind(project.id.as_str())
@@ -172,6 +212,8 @@ async fn insert_details(tx: &mut PgConnection, project: &Project, new: &NewJob) 
     .bind(metadata.map(Json))
     .bind(Json(&new.hyperparameters))
     .bind(Json(&new.options))
+    .bind(new.start.as_ref().map(|start| start.model.as_str()))
+    .bind(new.start.as_ref().map(|start| start.checkpoint.as_str()))
     .execute(tx)
     .await?;
     Ok(())
@@ -182,7 +224,8 @@ macro_rules! select_job {
     ($rest:literal) => {
         concat!(
             "select j.id, j.project_id, p.organization_id, j.status, j.desired, j.base_model,
-                    d.method, d.training_file, d.validation_file, d.suffix, d.seed, d.metadata,
+                    d.start_model, d.start_checkpoint, d.method, d.training_file,
+                    d.validation_file, d.suffix, d.seed, d.metadata,
                     j.priority, d.hyperparameters, d.options, d.resolved, d.dataset,
                     j.created_at, j.started_at, j.finished_at, j.fine_tuned_model, d.result_files,
                     j.trained_tokens, d.error, j.worker_id, j.fence, j.attempts, j.crashes,
@@ -295,6 +338,8 @@ struct JobRecord {
     status: String,
     desired: String,
     base_model: String,
+    start_model: Option<String>,
+    start_checkpoint: Option<String>,
     method: String,
     training_file: String,
     validation_file: Option<String>,
@@ -348,6 +393,9 @@ impl TryFrom<JobRecord> for JobRow {
             project_id: record.project_id.into(),
             organization_id: record.organization_id.into(),
             base_model: record.base_model.into(),
+            start: record.start_model.zip(record.start_checkpoint).map(|(model, checkpoint)| {
+                StartModel { model: model.into(), checkpoint: checkpoint.into() }
+            }),
             training_file: record.training_file.into(),
             validation_file: record.validation_file.map(Into::into),
             suffix: record.suffix,

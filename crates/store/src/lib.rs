@@ -14,6 +14,8 @@
 //! | [`files`] | `upload` (stream → [`Uploaded`], then `.commit(NewFile)`), `get`, `list`, `open`, `delete` |
 //! | [`base_models`] | `register` a folder, `list`, `get`, `remove`; `…_for_workers` without a project |
 //! | [`models`] | `list`, `get`, `resolve` (name → base model + adapter), `delete` |
+//! | [`permissions`] | other projects' right to use a model: `create`, `list`, `delete` |
+//! | [`projects`] | `create`, `get`, `list` |
 //! | [`jobs`] | `create`, `get`, `list`, `queue_position`, `count_by_status` |
 //! | [`queue`] | **every change of a job's state**: validation, claim, heartbeat, reports, checkpoints, finish, fail, release, cancel, pause, resume |
 //! | [`reaper`] | takes runs back from silent workers; `tick` it every `lease.reap_every` |
@@ -55,6 +57,7 @@ pub mod jobs;
 pub mod keys;
 pub mod models;
 pub mod page;
+pub mod permissions;
 pub mod projects;
 pub mod queue;
 pub mod reaper;

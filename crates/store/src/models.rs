@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use domain::hyperparameters::{Precision, Quantization};
 use domain::internal::{AdapterRef, BaseModel, ManifestFile};
-use domain::{JobId, ModelId};
+use domain::plan::ResolvedHyperparameters;
+use domain::{CheckpointId, JobId, ModelId};
+use serde_json::Value;
 use sqlx::types::Json;
 use sqlx::{FromRow, PgConnection};
 use time::OffsetDateTime;
@@ -27,14 +29,26 @@ pub enum ModelKind {
     Checkpoint,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ModelRow {
     pub id: ModelId,
     pub kind: ModelKind,
     /// Itself, for a base model.
     pub base_model: ModelId,
+    /// What it was tuned from: the base model, or an earlier tuned one.
+    pub parent: Option<ModelId>,
     /// The job that made it.
     pub job_id: Option<JobId>,
+    /// Whose files it consists of.
+    pub checkpoint_id: Option<CheckpointId>,
+    /// Steps of that job when it was written.
+    pub step: Option<u64>,
+    /// The slug of the organisation that owns a tuned model.
+    pub owner: Option<String>,
+    /// How it was trained.
+    pub trained_with: Option<ResolvedHyperparameters>,
+    /// Tokens that the base model reads, if its files say so.
+    pub context_length: Option<u64>,
     pub created_at: OffsetDateTime,
 }
 
@@ -62,7 +76,13 @@ struct ModelRecord {
     id: String,
     kind: String,
     base_model: String,
+    parent: Option<String>,
     job_id: Option<String>,
+    checkpoint_id: Option<String>,
+    step: Option<i64>,
+    owner: Option<String>,
+    trained_with: Option<Value>,
+    context_length: Option<i64>,
     created_at: OffsetDateTime,
 }
 
@@ -77,33 +97,59 @@ impl From<ModelRecord> for ModelRow {
             id: record.id.into(),
             kind,
             base_model: record.base_model.into(),
+            parent: record.parent.map(Into::into),
             job_id: record.job_id.map(Into::into),
+            checkpoint_id: record.checkpoint_id.map(Into::into),
+            step: record.step.map(i64::unsigned_abs),
+            owner: record.owner,
+            // A list must not fail over one model of a version that nobody remembers.
+            trained_with: record.trained_with.and_then(|value| serde_json::from_value(value).ok()),
+            context_length: record.context_length.map(i64::unsigned_abs),
             created_at: record.created_at,
         }
     }
 }
 
-/// All models that the project may use; `$1` is the project, `$2` one id or null.
-const MODELS: &str = "
-    select id, kind, base_model, job_id, created_at from models
-    where project_id = $1 and ($2::text is null or id = $2)
-    union all
-    select id, 'base', id, null, created_at from base_models
-    where (shared or project_id = $1) and ($2::text is null or id = $2)
-    order by created_at desc, id desc";
+/// Tuned models, then base models, as [`ModelRecord`]s; each with a condition.
+macro_rules! select_models {
+    ($tuned:literal, $base:literal) => {
+        concat!(
+            "select m.id, m.kind, m.base_model, m.parent, m.job_id, m.checkpoint_id, c.step,
+                    o.slug as owner, m.trained_with, b.context_length, m.created_at
+             from models m join checkpoints c on c.id = m.checkpoint_id
+                  join projects p on p.id = m.project_id
+                  join organizations o on o.id = p.organization_id
+                  left join base_models b on b.id = m.base_model
+             where ",
+            $tuned,
+            " union all
+             select id, 'base', id, null, null, null, null, null, null, context_length, created_at
+             from base_models where (shared or project_id = $1) and ",
+            $base,
+            " order by created_at desc, id desc"
+        )
+    };
+}
 
-/// All models of the project, the newest first.
+/// All models that the project may use, those shared with it by permission too; the newest first.
 pub async fn list(db: &Db, project: &Project) -> Result<Vec<ModelRow>> {
-    let records: Vec<ModelRecord> = sqlx::query_as(MODELS)
-        .bind(project.id.as_str())
-        .bind(None::<&str>)
-        .fetch_all(&db.pool)
-        .await?;
+    let statement = select_models!(
+        "m.id in (select id from models where project_id = $1 union
+                  select model from checkpoint_permissions where grantee_id = $1)",
+        "true"
+    );
+    let records: Vec<ModelRecord> =
+        sqlx::query_as(statement).bind(project.id.as_str()).fetch_all(&db.pool).await?;
     Ok(records.into_iter().map(Into::into).collect())
 }
 
 pub async fn get(db: &Db, project: &Project, id: &ModelId) -> Result<ModelRow> {
-    let record: Option<ModelRecord> = sqlx::query_as(MODELS)
+    let statement = select_models!(
+        "m.id = $2 and (m.project_id = $1 or exists (
+             select 1 from checkpoint_permissions where model = $2 and grantee_id = $1))",
+        "id = $2"
+    );
+    let record: Option<ModelRecord> = sqlx::query_as(statement)
         .bind(project.id.as_str())
         .bind(id.as_str())
         .fetch_optional(&db.pool)
@@ -126,9 +172,11 @@ struct AdapterRecord {
 async fn adapter(db: &Db, project: Option<&str>, id: &ModelId) -> Result<Option<AdapterRecord>> {
     let record = sqlx::query_as(
         "select m.project_id, m.base_model, m.job_id, m.checkpoint_id, m.digest, m.files,
-                d.resolved -> 'quantization' as quantization, d.resolved -> 'precision' as precision
-         from models m left join job_details d on d.job_id = m.job_id
-         where m.id = $1 and ($2::text is null or m.project_id = $2)",
+                m.trained_with -> 'quantization' as quantization,
+                m.trained_with -> 'precision' as precision
+         from models m
+         where m.id = $1 and ($2::text is null or m.project_id = $2 or exists (
+             select 1 from checkpoint_permissions where model = $1 and grantee_id = $2))",
     )
     .bind(id.as_str())
     .bind(project)
@@ -144,7 +192,8 @@ pub async fn resolve(db: &Db, project: &Project, id: &ModelId) -> Result<Resolve
         let (quantization, precision) = (Quantization::None, Precision::Auto);
         return Ok(Resolved { base, adapter: None, quantization, precision });
     };
-    let base = base_models::get(db, project, &record.base_model.into()).await?;
+    // The right to the tuned model is the right to its base.
+    let base = base_models::get_for_workers(db, &record.base_model.into()).await?;
     let (digest, files) = (record.digest, record.files.0);
     let quantization = record.quantization.map_or(Quantization::None, |value| value.0);
     let precision = record.precision.map_or(Precision::Fp32, |value| value.0);
@@ -169,7 +218,8 @@ pub async fn adapter_file_for_workers(
     Ok((key, file.ok_or(Error::NotFound("file of the model"))?))
 }
 
-/// Deletes a tuned model or a checkpoint's model. A base model is a `Conflict`.
+/// Deletes a tuned model or a checkpoint's model. A `Conflict` for a base model, for another project's, and
+/// while a job that has not ended starts from it.
 pub async fn delete(store: &Store, project: &Project, id: &ModelId) -> Result<()> {
     let args = (project.clone(), id.clone());
     store
@@ -186,19 +236,12 @@ async fn delete_row(tx: &mut PgConnection, project: &Project, id: &ModelId) -> R
     .bind(project.id.as_str())
     .fetch_optional(&mut *tx)
     .await?;
-    let Some((job, checkpoint)) = found else {
-        let base: Option<(String,)> = sqlx::query_as(
-            "select id from base_models where id = $1 and (shared or project_id = $2)",
-        )
-        .bind(id.as_str())
-        .bind(project.id.as_str())
-        .fetch_optional(tx)
-        .await?;
-        let (base,) = base.ok_or(Error::NotFound("model"))?;
-        return Err(Conflict::BaseModel(base).into());
-    };
+    let Some((job, checkpoint)) = found else { return Err(not_deletable(tx, project, id).await?) };
     let held: queue::Held =
         sqlx::query_as(queue::hold!("id = $1")).bind(&job).fetch_one(&mut *tx).await?;
+    if let Some((_, user)) = queue::starts(tx, std::slice::from_ref(&checkpoint)).await?.pop() {
+        return Err(Conflict::ModelInUse(user).into());
+    }
     if held.status()?.is_terminal() {
         return queue::discard(tx, &held.id(), &[checkpoint], DELETED_STAY).await;
     }
@@ -209,4 +252,21 @@ async fn delete_row(tx: &mut PgConnection, project: &Project, id: &ModelId) -> R
         .execute(tx)
         .await?;
     Ok(())
+}
+
+/// Why a model that is no tuned one of the project cannot be deleted by it.
+async fn not_deletable(tx: &mut PgConnection, project: &Project, id: &ModelId) -> Result<Error> {
+    let found: Option<(bool,)> = sqlx::query_as(
+        "select true from base_models where id = $1 and (shared or project_id = $2)
+         union all select false from checkpoint_permissions where model = $1 and grantee_id = $2",
+    )
+    .bind(id.as_str())
+    .bind(project.id.as_str())
+    .fetch_optional(tx)
+    .await?;
+    Ok(match found {
+        Some((true,)) => Conflict::BaseModel(id.to_string()).into(),
+        Some((false,)) => Conflict::NotOwner(id.to_string()).into(),
+        None => Error::NotFound("model"),
+    })
 }

@@ -42,7 +42,7 @@ pub(crate) use claim::CLAIM;
 pub use claim::{Claimant, ClaimedJob, claim};
 pub use finish::finish;
 pub use resume::verify_resume;
-pub(crate) use retention::discard;
+pub(crate) use retention::{discard, starts};
 pub use validation::{
     Note, Validation, ValidationClaim, claim_validation, extend_validation, finish_validation,
     release_validation,

@@ -1,9 +1,9 @@
 //! `finetuned keys`: secrets are made here, shown once, and kept nowhere.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use domain::ApiKeyId;
 use serde_json::json;
-use store::KeyKind;
+use store::{KeyKind, Project, projects};
 
 use crate::arguments::{KeyKind as Kind, Keys};
 use crate::backend::{Absent, Backend};
@@ -32,9 +32,10 @@ pub async fn run(config: &Config, command: Keys) -> Result<()> {
 }
 
 async fn act(backend: &Backend, command: Keys) -> Result<()> {
-    let (db, project) = (&backend.store.db, &backend.project);
+    let db = &backend.store.db;
     match command {
-        Keys::Create { name, kind } => {
+        Keys::Create { name, kind, project } => {
+            let project = &chosen(backend, project).await?;
             let kind = match kind {
                 Kind::Project => KeyKind::Project,
                 Kind::Worker => KeyKind::Worker,
@@ -44,8 +45,8 @@ async fn act(backend: &Backend, command: Keys) -> Result<()> {
             eprintln!("key {} ({}); it is shown this once:", row.id, word(kind));
             output::line(secret)?;
         }
-        Keys::List { json: is_json } => {
-            let rows = store::keys::list(db, project).await?;
+        Keys::List { project, json: is_json } => {
+            let rows = store::keys::list(db, &chosen(backend, project).await?).await?;
             if is_json {
                 let keys: Vec<_> = rows
                     .iter()
@@ -77,10 +78,18 @@ async fn act(backend: &Backend, command: Keys) -> Result<()> {
                 output::text(&table)?;
             }
         }
-        Keys::Revoke { id } => {
+        Keys::Revoke { id, project } => {
+            let project = &chosen(backend, project).await?;
             let row = store::keys::revoke(db, project, &ApiKeyId::from(id)).await?;
             output::line(format_args!("revoked {}", row.id))?;
         }
     }
     Ok(())
+}
+
+/// The project that was named, else the default one.
+async fn chosen(backend: &Backend, id: Option<String>) -> Result<Project> {
+    let Some(id) = id else { return Ok(backend.project.clone()) };
+    let found = projects::get(&backend.store.db, &backend.project, &id.as_str().into()).await;
+    found.with_context(|| format!("'{id}': `finetuned projects list` shows what there is"))
 }

@@ -14,6 +14,7 @@ pub(crate) struct Page {
     limit: Option<u32>,
     pub ascending: bool,
     pub purpose: Option<String>,
+    pub project_id: Option<String>,
 }
 
 impl Page {
@@ -34,6 +35,7 @@ impl FromRequestParts<AppState> for Page {
                 "limit" if !value.is_empty() => page.limit = Some(parse_limit(&value)?),
                 "order" => page.ascending = parse_order(&value)?,
                 "purpose" if !value.is_empty() => page.purpose = Some(value),
+                "project_id" if !value.is_empty() => page.project_id = Some(value),
                 _ => {}
             }
         }

@@ -1,4 +1,4 @@
-//! The id in a path: one segment, percent-decoded. Ids are opaque; whatever is none of ours is not
+//! The ids in a path: each one segment, percent-decoded. Ids are opaque; whatever is none of ours is not
 //! found.
 
 use axum::extract::{FromRequestParts, Path};
@@ -16,6 +16,23 @@ impl FromRequestParts<AppState> for Id {
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
         match Path::<String>::from_request_parts(parts, state).await {
             Ok(Path(id)) => Ok(Self(without_nul(id))),
+            Err(_) => Err(ApiError::UnknownRoute {
+                method: parts.method.to_string(),
+                path: parts.uri.path().to_owned(),
+            }),
+        }
+    }
+}
+
+/// The two path parameters of a route, in their order.
+pub(crate) struct Ids(pub String, pub String);
+
+impl FromRequestParts<AppState> for Ids {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
+        match Path::<(String, String)>::from_request_parts(parts, state).await {
+            Ok(Path((first, second))) => Ok(Self(without_nul(first), without_nul(second))),
             Err(_) => Err(ApiError::UnknownRoute {
                 method: parts.method.to_string(),
                 path: parts.uri.path().to_owned(),

@@ -64,7 +64,13 @@ impl Models {
         let load = async {
             let rows = base_models::list_for_workers(&state.store.db).await?;
             for row in rows.iter().take(KEPT) {
-                if let Err(error) = self.get(&state.store, row).await {
+                let loaded = async {
+                    let model = self.get(&state.store, row).await?;
+                    let context = model.context_length.map(u64::from);
+                    base_models::complete(&state.store.db, row.clone(), context).await?;
+                    Ok::<(), ModelError>(())
+                };
+                if let Err(error) = loaded.await {
                     let error = ErrorChain(&error).to_string();
                     tracing::warn!(model = %row.id, error, "a base model could not be preloaded");
                 }

@@ -6,4 +6,5 @@ pub(crate) mod files;
 pub(crate) mod health;
 pub(crate) mod jobs;
 pub(crate) mod models;
+pub(crate) mod permissions;
 pub(crate) mod scores;

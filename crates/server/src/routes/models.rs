@@ -12,7 +12,8 @@ use crate::wire::error::ErrorEnvelope;
 use crate::wire::file::Deleted;
 use crate::wire::model::{Model, ModelList};
 
-/// Every model that the project can use.
+/// Every model that the project can use: base models, its tuned models and checkpoints, and those that other
+/// projects share with it.
 #[utoipa::path(get, path = "/models", tag = "Models", operation_id = "listModels",
     responses((status = 200, body = ModelList), (status = "4XX", body = ErrorEnvelope)))]
 pub(crate) async fn list(
@@ -20,8 +21,7 @@ pub(crate) async fn list(
     Caller(project): Caller,
 ) -> ApiResult<Json<ModelList>> {
     let rows = models::list(&state.store.db, &project).await?;
-    let slug = &project.organization_slug;
-    let data = rows.into_iter().map(|row| convert::model(row, slug)).collect();
+    let data = rows.into_iter().map(convert::model).collect();
     Ok(Json(ModelList { object: "list", data }))
 }
 
@@ -37,10 +37,11 @@ pub(crate) async fn retrieve(
     let row = models::get(&state.store.db, &project, &id.as_str().into())
         .await
         .or_not_found(|| ApiError::ModelNotFound(id))?;
-    Ok(Json(convert::model(row, &project.organization_slug)))
+    Ok(Json(convert::model(row)))
 }
 
-/// Delete a tuned model or a checkpoint's model. Base models are refused.
+/// Delete a tuned model or a checkpoint's model. Base models are refused, another project's models, and those
+/// that a job which has not ended starts from.
 #[utoipa::path(delete, path = "/models/{model}", tag = "Models", operation_id = "deleteModel",
     params(("model" = String, Path)),
     responses((status = 200, body = Deleted), (status = "4XX", body = ErrorEnvelope)))]

@@ -31,7 +31,7 @@ impl Identified for File {
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Deleted {
     pub id: String,
-    /// `file` or `model`.
+    /// `file`, `model` or `checkpoint.permission`.
     pub object: &'static str,
     pub deleted: bool,
 }

@@ -9,4 +9,5 @@ pub(crate) mod file;
 pub(crate) mod job;
 pub(crate) mod list;
 pub(crate) mod model;
+pub(crate) mod permission;
 pub(crate) mod score;

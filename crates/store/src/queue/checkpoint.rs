@@ -318,8 +318,10 @@ pub(super) async fn insert_model(
         }
     }
     sqlx::query(
-        "insert into models (id, project_id, kind, base_model, job_id, checkpoint_id, digest, files)
-         values ($1, $2, $3, $4, $5, $6, $7, $8)",
+        "insert into models (id, project_id, kind, base_model, job_id, checkpoint_id, digest, files,
+                             parent, trained_with)
+         select $1, $2, $3, $4, $5, $6, $7, $8, coalesce(start_model, $4), resolved
+         from job_details where job_id = $5",
     )
     .bind(model.as_str())
     .bind(&held.project_id)

@@ -78,7 +78,28 @@ pub(super) async fn drop_unneeded(tx: &mut PgConnection, held: &Held, need: Need
     discard(tx, &held.id(), &ids, stay).await
 }
 
-/// Marks checkpoints as garbage, and their blobs for removal in `stay` from now.
+/// Which of these checkpoints jobs that have not ended start from, each with such a job. The checkpoints stay
+/// locked: nothing begins to start from them before the transaction ends.
+pub(crate) async fn starts(tx: &mut PgConnection, ids: &[String]) -> Result<Vec<(String, JobId)>> {
+    sqlx::query("select 1 from checkpoints where id = any($1) order by id for update")
+        .bind(ids)
+        .execute(&mut *tx)
+        .await?;
+    let used: Vec<(String, String)> = sqlx::query_as(
+        "select distinct on (d.start_checkpoint) d.start_checkpoint, j.id
+         from job_details d join jobs j on j.id = d.job_id
+         where d.start_checkpoint = any($1)
+           and j.status in ('validating_files', 'queued', 'running', 'paused')
+         order by d.start_checkpoint, j.id",
+    )
+    .bind(ids)
+    .fetch_all(tx)
+    .await?;
+    Ok(used.into_iter().map(|(checkpoint, job)| (checkpoint, job.into())).collect())
+}
+
+/// Marks checkpoints as garbage, and their blobs for removal in `stay` from now; not those that another job
+/// starts from, which stay as they are.
 pub(crate) async fn discard(
     tx: &mut PgConnection,
     job: &JobId,
@@ -88,6 +109,9 @@ pub(crate) async fn discard(
     if ids.is_empty() {
         return Ok(());
     }
+    let used = starts(tx, ids).await?;
+    let is_free = |id: &&String| !used.iter().any(|(used, _)| used == *id);
+    let ids: &[String] = &ids.iter().filter(is_free).cloned().collect::<Vec<_>>();
     sqlx::query("delete from models where checkpoint_id = any($1)")
         .bind(ids)
         .execute(&mut *tx)

@@ -49,6 +49,7 @@ pub fn new_job(training_file: FileId) -> NewJob {
     NewJob {
         id: JobId::new(),
         base_model: BASE.into(),
+        start: None,
         method: MethodType::Supervised,
         training_file,
         validation_file: None,
