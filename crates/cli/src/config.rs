@@ -29,6 +29,7 @@ pub struct Config {
     pub worker: worker::Config,
     pub lease: LeaseConfig,
     pub training: TrainingOptions,
+    pub graders: server::GradersConfig,
     pub up: Up,
     pub log: telemetry::Config,
 }

@@ -1,4 +1,4 @@
-//! The `[server]` section of the configuration.
+//! The `[server]` and `[graders]` sections of the configuration.
 
 use std::time::Duration;
 
@@ -52,6 +52,24 @@ pub struct Config {
     /// The section `[lease]`, put here likewise.
     #[serde(skip)]
     pub lease: LeaseConfig,
+    /// The section `[graders]`, put here likewise.
+    #[serde(skip)]
+    pub graders: GradersConfig,
+}
+
+/// Section `[graders]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GradersConfig {
+    /// How long a model that grades may take for one answer.
+    #[serde(with = "humantime_serde")]
+    pub judge_timeout: Duration,
+}
+
+impl Default for GradersConfig {
+    fn default() -> Self {
+        Self { judge_timeout: Duration::from_secs(120) }
+    }
 }
 
 impl Default for Config {
@@ -73,6 +91,7 @@ impl Default for Config {
             validations: 2,
             training: TrainingOptions::default(),
             lease: LeaseConfig::default(),
+            graders: GradersConfig::default(),
         }
     }
 }

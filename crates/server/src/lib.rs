@@ -10,6 +10,7 @@ mod config;
 mod convert;
 mod error;
 mod extract;
+mod grading;
 mod hyperparameters;
 mod inference;
 mod internal;
@@ -29,7 +30,7 @@ use store::Store;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-pub use config::Config;
+pub use config::{Config, GradersConfig};
 
 use crate::state::AppState;
 

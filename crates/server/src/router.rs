@@ -16,7 +16,9 @@ use utoipa_axum::routes;
 use crate::error::ApiError;
 use crate::internal;
 use crate::observe::{after_panic, observe};
-use crate::routes::{completions, estimate, files, health, jobs, models, permissions, scores};
+use crate::routes::{
+    completions, estimate, files, graders, health, jobs, models, permissions, scores,
+};
 use crate::state::AppState;
 
 #[derive(OpenApi)]
@@ -60,6 +62,8 @@ fn api() -> OpenApiRouter<AppState> {
         .routes(routes!(permissions::delete))
         .routes(routes!(estimate::create))
         .routes(routes!(scores::create))
+        .routes(routes!(graders::validate))
+        .routes(routes!(graders::run))
         .routes(routes!(models::list))
         .routes(routes!(models::retrieve, models::delete))
         .routes(routes!(completions::create))

@@ -51,6 +51,7 @@ pub fn server_config(config: &Config) -> server::Config {
     server::Config {
         training: config.training.clone(),
         lease: config.lease.clone(),
+        graders: config.graders.clone(),
         ..config.server.clone()
     }
 }

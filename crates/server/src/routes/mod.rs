@@ -3,6 +3,7 @@
 pub(crate) mod completions;
 pub(crate) mod estimate;
 pub(crate) mod files;
+pub(crate) mod graders;
 pub(crate) mod health;
 pub(crate) mod jobs;
 pub(crate) mod models;

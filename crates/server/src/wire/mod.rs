@@ -6,6 +6,7 @@ pub(crate) mod error;
 pub(crate) mod estimate;
 pub(crate) mod event;
 pub(crate) mod file;
+pub(crate) mod grader;
 pub(crate) mod job;
 pub(crate) mod list;
 pub(crate) mod model;

@@ -4,14 +4,15 @@
 use crate::json::Json;
 
 /// Our crates, each with those of ours that it may use.
-const OURS: [(&str, &[&str]); 11] = [
+const OURS: [(&str, &[&str]); 12] = [
     ("cli", &["server", "worker", "store", "weights", "domain"]),
-    ("server", &["store", "dataset", "domain"]),
+    ("server", &["store", "dataset", "graders", "domain"]),
     ("worker", &["domain"]),
     ("engine", &["domain", "dataset", "model", "kernels", "weights"]),
     ("store", &["domain"]),
     ("model", &["kernels", "weights"]),
     ("dataset", &[]),
+    ("graders", &[]),
     ("weights", &[]),
     ("kernels", &[]),
     ("domain", &[]),
