@@ -96,6 +96,12 @@ ids! {
     RequestId = "req_";
     /// One chat completion.
     CompletionId = "chatcmpl-";
+    /// An evaluation: graders over a data source.
+    EvalId = "eval_";
+    /// A run of an evaluation.
+    EvalRunId = "evalrun_";
+    /// What one row of a run's data source has led to.
+    OutputItemId = "outputitem_";
 }
 
 /// The name under which a model answers: a base model's (`smollm2-135m-instruct`), a tuned model's

@@ -15,8 +15,8 @@ pub mod report;
 
 pub use hyperparameters::{Auto, Hyperparameters, LoraRequest, TrainingOptions};
 pub use id::{
-    ApiKeyId, CheckpointId, EventId, FileId, JobId, ModelId, OrganizationId, PermissionId,
-    ProjectId, RequestId,
+    ApiKeyId, CheckpointId, EvalId, EvalRunId, EventId, FileId, JobId, ModelId, OrganizationId,
+    OutputItemId, PermissionId, ProjectId, RequestId,
 };
 pub use job::{JobStatus, MethodType};
 pub use plan::TrainingPlan;

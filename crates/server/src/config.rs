@@ -45,6 +45,10 @@ pub struct Config {
     pub max_inference_requests: usize,
     /// Training files that are checked at once.
     pub validations: usize,
+    /// Runs of evaluations that are executed at once.
+    pub eval_runs: usize,
+    /// Rows of one such run that are judged at once.
+    pub eval_items_at_once: usize,
     /// The operator's defaults for jobs: the section `[training]`, put here by the program that
     /// reads the configuration.
     #[serde(skip)]
@@ -89,6 +93,8 @@ impl Default for Config {
             inference_idle: Duration::from_secs(300),
             max_inference_requests: 256,
             validations: 2,
+            eval_runs: 2,
+            eval_items_at_once: 8,
             training: TrainingOptions::default(),
             lease: LeaseConfig::default(),
             graders: GradersConfig::default(),

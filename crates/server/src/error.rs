@@ -44,6 +44,9 @@ pub(crate) enum ApiError {
     /// A body names a file that does not exist.
     #[error("No such File object: {id}")]
     ReferencedFileNotFound { param: &'static str, id: String },
+    /// An evaluation, a run or an output item.
+    #[error("{what} not found: {id}")]
+    EvalNotFound { what: &'static str, param: &'static str, id: String },
     #[error("Could not find fine tune: {0}")]
     JobNotFound(String),
     #[error("No such permission: {0}")]
@@ -152,6 +155,7 @@ impl ApiError {
             Self::ReferencedFileNotFound { param, .. } => {
                 shape(S::NOT_FOUND, INVALID, None, Some(param))
             }
+            Self::EvalNotFound { param, .. } => shape(S::NOT_FOUND, INVALID, None, Some(param)),
             Self::JobNotFound(_) => {
                 shape(S::NOT_FOUND, INVALID, Some("fine_tune_not_found"), Some("fine_tune_id"))
             }

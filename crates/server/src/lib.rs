@@ -9,6 +9,7 @@ mod base64_text;
 mod config;
 mod convert;
 mod error;
+mod evals;
 mod extract;
 mod grading;
 mod hyperparameters;

@@ -114,7 +114,7 @@ fn method(body: &CreateJob) -> ApiResult<(MethodType, Hyperparameters)> {
     }
 }
 
-fn check_metadata(metadata: Option<&BTreeMap<String, String>>) -> ApiResult<()> {
+pub(crate) fn check_metadata(metadata: Option<&BTreeMap<String, String>>) -> ApiResult<()> {
     let Some(metadata) = metadata else { return Ok(()) };
     if metadata.len() > MAX_METADATA_PAIRS {
         return Err(ApiError::Parameter {

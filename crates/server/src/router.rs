@@ -17,7 +17,7 @@ use crate::error::ApiError;
 use crate::internal;
 use crate::observe::{after_panic, observe};
 use crate::routes::{
-    completions, estimate, files, graders, health, jobs, models, permissions, scores,
+    completions, estimate, evals, files, graders, health, jobs, models, permissions, scores,
 };
 use crate::state::AppState;
 
@@ -64,6 +64,13 @@ fn api() -> OpenApiRouter<AppState> {
         .routes(routes!(scores::create))
         .routes(routes!(graders::validate))
         .routes(routes!(graders::run))
+        .routes(routes!(evals::create, evals::list))
+        .routes(routes!(evals::retrieve, evals::update, evals::delete))
+        .routes(routes!(evals::create_run, evals::list_runs))
+        .routes(routes!(evals::retrieve_run, evals::cancel_run, evals::delete_run))
+        .routes(routes!(evals::cancel))
+        .routes(routes!(evals::list_items))
+        .routes(routes!(evals::retrieve_item))
         .routes(routes!(models::list))
         .routes(routes!(models::retrieve, models::delete))
         .routes(routes!(completions::create))

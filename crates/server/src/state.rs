@@ -30,6 +30,8 @@ pub(crate) struct Wake {
     pub validation: Notify,
     /// A job may have become claimable.
     pub claim: Notify,
+    /// A run of an evaluation may have become claimable.
+    pub evals: Notify,
 }
 
 impl AppState {

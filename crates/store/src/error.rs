@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use domain::{JobId, JobStatus};
+use domain::{EvalRunId, JobId, JobStatus};
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -119,6 +119,10 @@ pub enum Conflict {
     JobEnded { job: JobId, status: JobStatus },
     #[error("Job {job} has the status '{status}' and cannot be {wanted}.")]
     JobState { job: JobId, status: JobStatus, wanted: &'static str },
+    #[error("Eval run {run} has already ended with the status '{status}'.")]
+    EvalRunEnded { run: EvalRunId, status: &'static str },
+    #[error("File is used by eval run {0}, which has not ended.")]
+    FileInEvalRun(EvalRunId),
     #[error("File is used by fine-tuning job {0}, which has not ended.")]
     FileInUse(JobId),
     #[error("Model is used by fine-tuning job {0}, which has not ended; cancel the job, or wait.")]

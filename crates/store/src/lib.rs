@@ -20,6 +20,7 @@
 //! | [`queue`] | **every change of a job's state**: validation, claim, heartbeat, reports, checkpoints, finish, fail, release, cancel, pause, resume |
 //! | [`reaper`] | takes runs back from silent workers; `tick` it every `lease.reap_every` |
 //! | [`events`], [`checkpoints`] | lists; following a job; metrics per step |
+//! | [`evals`] | evaluations, their runs and output items; claims of runs |
 //! | [`garbage`] | `collect` removes blobs that nothing refers to; call it every few seconds |
 //! | [`blob`] | [`BlobKey`], streams in and out |
 //! | `testing` | with the feature of that name: a scratch database and folder for tests |
@@ -50,6 +51,7 @@ pub mod checkpoints;
 pub mod config;
 pub mod db;
 pub mod error;
+pub mod evals;
 pub mod events;
 pub mod files;
 pub mod garbage;

@@ -1,6 +1,12 @@
 //! Pages of a list, in the API's manner: a limit, and the id of the last item already seen.
 
+use futures::{Stream, TryStreamExt};
 use sqlx::AssertSqlSafe;
+
+use crate::error::Result;
+
+/// Items of a page that may be large one by one: the page ends early above so many bytes.
+const PAGE_BYTES: usize = 8 << 20;
 
 /// One page.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,5 +62,25 @@ impl<T> Page<T> {
         let has_more = data.len() > limit;
         data.truncate(limit);
         Self { data, has_more }
+    }
+
+    /// From a stream of rows that may be large: stops at the limit, and above [`PAGE_BYTES`] too, since a page is
+    /// in memory as a whole. A page has at least one item if there is any.
+    pub(crate) async fn gather<R: Into<T>>(
+        rows: impl Stream<Item = sqlx::Result<R>> + Unpin,
+        query: &PageQuery,
+        size: impl Fn(&R) -> usize,
+    ) -> Result<Self> {
+        let limit = query.limit.max(1) as usize;
+        let mut rows = rows;
+        let (mut data, mut bytes) = (Vec::new(), 0);
+        while let Some(row) = rows.try_next().await? {
+            if data.len() == limit || bytes > PAGE_BYTES {
+                return Ok(Self { data, has_more: true });
+            }
+            bytes += size(&row);
+            data.push(row.into());
+        }
+        Ok(Self { data, has_more: false })
     }
 }

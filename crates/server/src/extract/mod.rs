@@ -11,4 +11,4 @@ pub(crate) mod upload;
 pub(crate) use auth::{Caller, Worker};
 pub(crate) use json::Json;
 pub(crate) use page::{Filters, Page};
-pub(crate) use path::{Id, Ids};
+pub(crate) use path::{Id, Ids, Segments};

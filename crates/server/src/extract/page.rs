@@ -3,6 +3,8 @@
 use axum::extract::{FromRequestParts, Query};
 use axum::http::request::Parts;
 
+use store::Order;
+
 use super::path::without_nul;
 use crate::error::{ApiError, ApiResult};
 use crate::state::AppState;
@@ -15,12 +17,24 @@ pub(crate) struct Page {
     pub ascending: bool,
     pub purpose: Option<String>,
     pub project_id: Option<String>,
+    pub status: Option<String>,
+    pub order_by: Option<String>,
+    has_order: bool,
 }
 
 impl Page {
     /// The page's size: `default` when none (or zero) is asked for, never above `maximum`.
     pub(crate) fn limit(&self, default: u32, maximum: u32) -> u32 {
         self.limit.filter(|&limit| limit > 0).unwrap_or(default).min(maximum)
+    }
+
+    /// The order that was asked for, or that of the list.
+    pub(crate) fn order_or(&self, default: Order) -> Order {
+        match self.has_order {
+            true if self.ascending => Order::Oldest,
+            true => Order::Newest,
+            false => default,
+        }
     }
 }
 
@@ -33,7 +47,12 @@ impl FromRequestParts<AppState> for Page {
             match key.as_str() {
                 "after" if !value.is_empty() => page.after = Some(value),
                 "limit" if !value.is_empty() => page.limit = Some(parse_limit(&value)?),
-                "order" => page.ascending = parse_order(&value)?,
+                "order" => {
+                    page.ascending = parse_order(&value)?;
+                    page.has_order = !value.is_empty();
+                }
+                "status" if !value.is_empty() => page.status = Some(value),
+                "order_by" if !value.is_empty() => page.order_by = Some(value),
                 "purpose" if !value.is_empty() => page.purpose = Some(value),
                 "project_id" if !value.is_empty() => page.project_id = Some(value),
                 _ => {}

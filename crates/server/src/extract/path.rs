@@ -46,3 +46,22 @@ impl FromRequestParts<AppState> for Ids {
 pub(crate) fn without_nul(text: String) -> String {
     if text.contains('\0') { text.replace('\0', "\u{fffd}") } else { text }
 }
+
+/// All path parameters of a route that has more than two, in their order.
+pub(crate) struct Segments<const N: usize>(pub [String; N]);
+
+impl<const N: usize> FromRequestParts<AppState> for Segments<N> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
+        let found = Path::<Vec<String>>::from_request_parts(parts, state).await.ok();
+        let ids = found.map(|Path(ids)| ids.into_iter().map(without_nul).collect::<Vec<_>>());
+        match ids.map(<[String; N]>::try_from) {
+            Some(Ok(ids)) => Ok(Self(ids)),
+            _ => Err(ApiError::UnknownRoute {
+                method: parts.method.to_string(),
+                path: parts.uri.path().to_owned(),
+            }),
+        }
+    }
+}

@@ -2,6 +2,7 @@
 
 pub(crate) mod completions;
 pub(crate) mod estimate;
+pub(crate) mod evals;
 pub(crate) mod files;
 pub(crate) mod graders;
 pub(crate) mod health;

@@ -4,6 +4,7 @@
 pub(crate) mod completion;
 pub(crate) mod error;
 pub(crate) mod estimate;
+pub(crate) mod eval;
 pub(crate) mod event;
 pub(crate) mod file;
 pub(crate) mod grader;

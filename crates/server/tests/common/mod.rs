@@ -54,6 +54,16 @@ impl TestServer {
         Self { base, http, shutdown, served: Some(served), data }
     }
 
+    /// Another server over the same data, with the default configuration; the first one is no longer asked.
+    pub async fn serve_again(&mut self) {
+        let config = server::Config { drain_delay: Duration::ZERO, ..server::Config::default() };
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        self.base = format!("http://{}", listener.local_addr().unwrap());
+        let store = self.data.store.clone();
+        let served = tokio::spawn(server::serve(config, store, listener, self.shutdown.clone()));
+        self.served = Some(served);
+    }
+
     /// Registers the tiny base model: a real tokenizer and chat template, no usable weights.
     pub async fn with_model(self) -> Self {
         let folder = tempfile::tempdir().unwrap();

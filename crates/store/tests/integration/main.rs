@@ -3,6 +3,7 @@
 mod blobs;
 mod common;
 mod database;
+mod evals;
 mod leases;
 mod objects;
 mod runs;

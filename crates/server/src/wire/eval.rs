@@ -1,0 +1,237 @@
+//! Evaluations, their runs and output items on the wire.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use utoipa::ToSchema;
+
+use super::list::Identified;
+
+/// `POST /evals`. What a retrieved evaluation shows is accepted too, so that one can be moved from elsewhere as
+/// it is.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct CreateEval {
+    #[schema(value_type = DataSourceConfig)]
+    pub data_source_config: Value,
+    /// Graders: `string_check`, `text_similarity` (with `pass_threshold`), `label_model`, `score_model`, `python`.
+    #[schema(value_type = Vec<Object>)]
+    pub testing_criteria: Vec<Value>,
+    pub name: Option<String>,
+    pub metadata: Option<BTreeMap<String, String>>,
+    /// Accepted and ignored.
+    #[schema(value_type = Option<String>)]
+    #[expect(dead_code, reason = "accepted, so that it is no unknown field")]
+    id: Option<Value>,
+    /// Accepted and ignored.
+    #[schema(value_type = Option<String>)]
+    #[expect(dead_code, reason = "accepted, so that it is no unknown field")]
+    object: Option<Value>,
+    /// Accepted and ignored.
+    #[schema(value_type = Option<i64>)]
+    #[expect(dead_code, reason = "accepted, so that it is no unknown field")]
+    created_at: Option<Value>,
+}
+
+/// Where the rows of runs come from; for the schema, because errors name the field that is wrong.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "only its schema is used")]
+pub(crate) struct DataSourceConfig {
+    /// `custom`, `logs` or `stored_completions`.
+    pub r#type: String,
+    /// Of `custom`: a JSON Schema of the rows' `item`.
+    #[schema(value_type = Option<Object>)]
+    pub item_schema: Option<Value>,
+    /// Of `custom`: whether graders read `sample`.
+    pub include_sample_schema: Option<bool>,
+    /// Of `logs` and `stored_completions`: which of them.
+    pub metadata: Option<BTreeMap<String, String>>,
+}
+
+/// `POST /evals/{eval_id}`. What is absent stays; `metadata: null` removes all pairs.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct UpdateEval {
+    pub name: Option<String>,
+    #[serde(default, deserialize_with = "present")]
+    #[schema(value_type = Option<BTreeMap<String, String>>)]
+    pub metadata: Option<Option<BTreeMap<String, String>>>,
+}
+
+/// Tells null from absent.
+fn present<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    T::deserialize(deserializer).map(Some)
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Eval {
+    #[schema(example = "eval_0123456789abcdefABCDEF")]
+    pub id: String,
+    /// Always `eval`.
+    pub object: &'static str,
+    pub name: String,
+    pub created_at: i64,
+    #[schema(value_type = Object)]
+    pub data_source_config: Value,
+    #[schema(value_type = Vec<Object>)]
+    pub testing_criteria: Value,
+    pub metadata: BTreeMap<String, String>,
+}
+
+impl Identified for Eval {
+    fn id(&self) -> &str {
+        &self.id
+    }
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct DeletedEval {
+    /// Always `eval.deleted`.
+    pub object: &'static str,
+    pub deleted: bool,
+    pub eval_id: String,
+}
+
+/// `POST /evals/{eval_id}/runs`.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct CreateRun {
+    #[schema(value_type = RunDataSource)]
+    pub data_source: Value,
+    pub name: Option<String>,
+    pub metadata: Option<BTreeMap<String, String>>,
+}
+
+/// What a run reads and asks; for the schema.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "only its schema is used")]
+pub(crate) struct RunDataSource {
+    /// `jsonl`, `completions` or `responses`.
+    pub r#type: String,
+    /// `{"type": "file_content", "content": [{"item": …, "sample": …}]}`, `{"type": "file_id", "id": …}`, or for
+    /// `completions` `{"type": "stored_completions", …}`.
+    #[schema(value_type = Object)]
+    pub source: Value,
+    /// `{"type": "template", "template": [messages]}` or `{"type": "item_reference", "item_reference": "item.x"}`.
+    #[schema(value_type = Option<Object>)]
+    pub input_messages: Option<Value>,
+    /// The model that is asked.
+    pub model: Option<String>,
+    /// `temperature`, `top_p`, `seed`, `max_completion_tokens`, `response_format` or `text`, `tools`.
+    #[schema(value_type = Option<Object>)]
+    pub sampling_params: Option<Value>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Run {
+    #[schema(example = "evalrun_0123456789abcdefABCDEF")]
+    pub id: String,
+    /// Always `eval.run`.
+    pub object: &'static str,
+    pub eval_id: String,
+    /// `queued`, `in_progress`, `completed`, `failed` or `canceled`.
+    pub status: &'static str,
+    /// Empty where no model is asked.
+    pub model: String,
+    pub name: String,
+    pub created_at: i64,
+    pub report_url: String,
+    pub result_counts: ResultCounts,
+    pub per_model_usage: Vec<PerModelUsage>,
+    pub per_testing_criteria_results: Vec<CriterionResult>,
+    #[schema(value_type = Object)]
+    pub data_source: Value,
+    pub metadata: BTreeMap<String, String>,
+    /// Two empty strings unless the run has failed.
+    pub error: EvalError,
+    /// This server's own.
+    pub finetuned: RunProgress,
+}
+
+impl Identified for Run {
+    fn id(&self) -> &str {
+        &self.id
+    }
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct ResultCounts {
+    /// Items judged so far.
+    pub total: u32,
+    pub errored: u32,
+    pub failed: u32,
+    pub passed: u32,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct PerModelUsage {
+    pub model_name: String,
+    pub invocation_count: u64,
+    pub prompt_tokens: u64,
+    pub completion_tokens: u64,
+    pub total_tokens: u64,
+    pub cached_tokens: u64,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct CriterionResult {
+    /// The criterion's `id`.
+    pub testing_criteria: String,
+    pub passed: u32,
+    pub failed: u32,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct EvalError {
+    pub code: String,
+    pub message: String,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct RunProgress {
+    /// Rows of the data source; null until they are counted.
+    pub items: Option<u32>,
+    pub finished_at: Option<i64>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct DeletedRun {
+    /// Always `eval.run.deleted`.
+    pub object: &'static str,
+    pub deleted: bool,
+    pub run_id: String,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct OutputItem {
+    #[schema(example = "outputitem_0123456789abcdefABCDEF")]
+    pub id: String,
+    /// Always `eval.run.output_item`.
+    pub object: &'static str,
+    pub run_id: String,
+    pub eval_id: String,
+    pub created_at: i64,
+    /// `pass`, `fail` or `error`.
+    pub status: &'static str,
+    /// Place of the row in the data source, from 0.
+    pub datasource_item_id: u32,
+    #[schema(value_type = Object)]
+    pub datasource_item: Value,
+    /// `name`, `type`, `score`, `passed` and `sample` of each grader.
+    #[schema(value_type = Vec<Object>)]
+    pub results: Value,
+    /// What the model was asked and answered.
+    #[schema(value_type = Object)]
+    pub sample: Value,
+}
+
+impl Identified for OutputItem {
+    fn id(&self) -> &str {
+        &self.id
+    }
+}
