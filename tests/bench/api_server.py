@@ -48,18 +48,20 @@ class Cluster:
         return postgres.stdout.readline().strip()
 
     def _serve(self):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         environment = self.database_environment() | {
             "FINETUNED_DATABASE__URL": self.database_url, "FINETUNED_API_KEY": KEY,
             "FINETUNED_STORAGE__URL": f"file://{self.folder}/blobs", "RUST_LOG": "warn",
         }
-        options = [f"--set={key}={value}" for key, value in self.settings.items()]
         subprocess.run([BINARY, "migrate"], env=environment, check=True, stdout=subprocess.DEVNULL)
+        self._start("serve", [], environment)
+
+    def _start(self, command, arguments, environment):
+        options = [f"--set={key}={value}" for key, value in self.settings.items()]
+        log = self.folder / "server.log"
         self.server = subprocess.Popen(
-            [BINARY, "serve", "--listen", f"127.0.0.1:{self.port}", *options], env=environment,
-            stdout=open(self.folder / "serve.log", "wb"), stderr=subprocess.STDOUT,
+            [BINARY, command, "--listen", f"127.0.0.1:{self.port}", *arguments, *options], env=environment,
+            stdout=open(log, "wb"), stderr=subprocess.STDOUT,
         )
         self.processes.append(self.server)
         deadline = time.monotonic() + START_SECONDS
@@ -68,7 +70,7 @@ class Cluster:
                 if connection.status("/readyz") == 200:
                     return
             if self.server.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError((self.folder / "serve.log").read_text())
+                raise RuntimeError(log.read_text())
             time.sleep(0.1)
 
     def _close(self):
@@ -85,10 +87,40 @@ class Cluster:
 
     def resident_mib(self):
         """The server's physical memory now."""
+        return self._memory_mib("VmRSS")
+
+    def peak_mib(self):
+        """The most that it has had since `reset_peak`."""
+        return self._memory_mib("VmHWM")
+
+    def reset_peak(self):
+        pathlib.Path(f"/proc/{self.server.pid}/clear_refs").write_text("5")
+
+    def _memory_mib(self, name):
         for line in pathlib.Path(f"/proc/{self.server.pid}/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
+            if line.startswith(f"{name}:"):
                 return int(line.split()[1]) / 1024
-        raise RuntimeError("no VmRSS in /proc")
+        raise RuntimeError(f"no {name} in /proc")
+
+
+class Up(Cluster):
+    """One `finetuned up` with all its parts, and without a model: the engine waits."""
+
+    def __enter__(self):
+        try:
+            self.port = free_port()
+            arguments = ["--data-dir", self.folder / "data", "--models-dir", self.folder / "no-models"]
+            self._start("up", arguments, os.environ | {"FINETUNED_API_KEY": KEY, "RUST_LOG": "warn"})
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 class Connection:

@@ -78,6 +78,10 @@ macro_rules! ids {
 ids! {
     /// An uploaded or produced file.
     FileId = "file-";
+    /// An upload: a file that comes in parts.
+    UploadId = "upload_";
+    /// A part of an upload.
+    PartId = "part_";
     /// A fine-tuning job.
     JobId = "ftjob-";
     /// An event of a job.

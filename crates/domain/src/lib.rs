@@ -16,7 +16,7 @@ pub mod report;
 pub use hyperparameters::{Auto, Hyperparameters, LoraRequest, TrainingOptions};
 pub use id::{
     ApiKeyId, CheckpointId, EvalId, EvalRunId, EventId, FileId, JobId, ModelId, OrganizationId,
-    OutputItemId, PermissionId, ProjectId, RequestId,
+    OutputItemId, PartId, PermissionId, ProjectId, RequestId, UploadId,
 };
 pub use job::{JobStatus, MethodType};
 pub use plan::TrainingPlan;

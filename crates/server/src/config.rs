@@ -15,8 +15,19 @@ pub struct Config {
     pub listen: String,
     /// How clients reach this server, when it is not the address above (a proxy stands before it).
     pub public_url: Option<String>,
-    /// Largest uploaded file.
+    /// Largest file that comes in one request.
     pub max_file_bytes: ByteSize,
+    /// Largest file of purpose `batch`, however it comes.
+    pub max_batch_file_bytes: ByteSize,
+    /// Largest file that comes in parts.
+    pub max_upload_bytes: ByteSize,
+    /// Largest part.
+    pub max_part_bytes: ByteSize,
+    /// Most parts of one upload.
+    pub max_upload_parts: u32,
+    /// How long an upload takes parts.
+    #[serde(with = "humantime_serde")]
+    pub upload_lifetime: Duration,
     /// Largest JSON body of the public API.
     pub max_json_bytes: ByteSize,
     /// Longest line of a training file.
@@ -82,6 +93,11 @@ impl Default for Config {
             listen: "127.0.0.1:8000".to_owned(),
             public_url: None,
             max_file_bytes: ByteSize::mib(512),
+            max_batch_file_bytes: ByteSize::mib(200),
+            max_upload_bytes: ByteSize::gib(8),
+            max_part_bytes: ByteSize::mib(64),
+            max_upload_parts: 10_000,
+            upload_lifetime: Duration::from_secs(3600),
             max_json_bytes: ByteSize::mib(1),
             max_line_bytes: ByteSize::mib(4),
             max_connections: 1024,

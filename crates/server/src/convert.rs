@@ -9,6 +9,7 @@ use store::files::FileRow;
 use store::jobs::JobRow;
 use store::models::{ModelKind, ModelRow};
 use store::permissions::PermissionRow;
+use store::uploads::{PartRow, UploadRow};
 use store::{Conflict, Order, PageQuery};
 use time::OffsetDateTime;
 
@@ -22,6 +23,7 @@ use crate::wire::job::{Job, JobError, Resolved};
 use crate::wire::list::{Identified, List};
 use crate::wire::model::{Capabilities, Model};
 use crate::wire::permission::Permission;
+use crate::wire::upload::{Upload, UploadPart};
 
 const RETRY_AFTER_SECONDS: u64 = 1;
 
@@ -30,6 +32,10 @@ impl From<store::Error> for ApiError {
         use store::Error as E;
         match error {
             E::Conflict(conflict @ Conflict::NotOwner(_)) => Self::Forbidden(conflict.to_string()),
+            E::Conflict(Conflict::Upload(refusal)) => match refusal.param() {
+                Some(param) => Self::invalid_value(param, refusal.to_string()),
+                None => Self::BadRequest(refusal.to_string()),
+            },
             E::Conflict(conflict) => Self::BadRequest(conflict.to_string()),
             E::TooLarge { .. } => Self::PayloadTooLarge(error.to_string()),
             E::Body(_) => Self::BadRequest(error.to_string()),
@@ -97,14 +103,44 @@ pub(crate) fn file(row: FileRow) -> File {
         created_at: row.created_at.unix_timestamp(),
         expires_at: row.expires_at.map(OffsetDateTime::unix_timestamp),
         filename: row.filename,
-        // Clients send the purpose `evals`, but their types do not let it come back.
-        purpose: if row.purpose == "evals" { "user_data".to_owned() } else { row.purpose },
+        purpose: shown_purpose(row.purpose),
         status: match row.status.as_str() {
             "uploaded" => "uploaded",
             "error" => "error",
             _ => "processed",
         },
         status_details: row.status_details,
+    }
+}
+
+/// Clients send the purpose `evals`, but their types do not let it come back.
+fn shown_purpose(purpose: String) -> String {
+    if purpose == "evals" { "user_data".to_owned() } else { purpose }
+}
+
+pub(crate) fn upload(row: UploadRow, parts: Option<Vec<PartRow>>) -> Upload {
+    Upload {
+        id: row.id.to_string(),
+        object: "upload",
+        bytes: row.bytes,
+        created_at: row.created_at.unix_timestamp(),
+        expires_at: row.expires_at.unix_timestamp(),
+        filename: row.filename,
+        purpose: shown_purpose(row.purpose),
+        status: row.status.as_str(),
+        file: row.file.map(file),
+        parts: parts.map(|parts| parts.into_iter().map(part).collect()),
+    }
+}
+
+pub(crate) fn part(row: PartRow) -> UploadPart {
+    UploadPart {
+        id: row.id.to_string(),
+        object: "upload.part",
+        created_at: row.created_at.unix_timestamp(),
+        upload_id: row.upload_id.to_string(),
+        bytes: row.bytes,
+        sha256: row.sha256,
     }
 }
 

@@ -41,6 +41,8 @@ pub(crate) enum ApiError {
     BadRequest(String),
     #[error("No such File object: {0}")]
     FileNotFound(String),
+    #[error("No such Upload object: {0}")]
+    UploadNotFound(String),
     /// A body names a file that does not exist.
     #[error("No such File object: {id}")]
     ReferencedFileNotFound { param: &'static str, id: String },
@@ -151,7 +153,9 @@ impl ApiError {
             Self::Parameter { code, param, .. } => {
                 shape(S::BAD_REQUEST, INVALID, *code, Some(param))
             }
-            Self::FileNotFound(_) => shape(S::NOT_FOUND, INVALID, None, Some("id")),
+            Self::FileNotFound(_) | Self::UploadNotFound(_) => {
+                shape(S::NOT_FOUND, INVALID, None, Some("id"))
+            }
             Self::ReferencedFileNotFound { param, .. } => {
                 shape(S::NOT_FOUND, INVALID, None, Some(param))
             }

@@ -11,6 +11,7 @@ mod convert;
 mod error;
 mod evals;
 mod extract;
+mod file_rules;
 mod grading;
 mod hyperparameters;
 mod inference;
@@ -25,6 +26,7 @@ mod router;
 mod routes;
 mod state;
 mod tuning;
+mod upload_turns;
 mod wire;
 
 use store::Store;

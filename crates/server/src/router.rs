@@ -18,6 +18,7 @@ use crate::internal;
 use crate::observe::{after_panic, observe};
 use crate::routes::{
     completions, estimate, evals, files, graders, health, jobs, models, permissions, scores,
+    uploads,
 };
 use crate::state::AppState;
 
@@ -51,6 +52,11 @@ fn api() -> OpenApiRouter<AppState> {
         .routes(routes!(files::create, files::list))
         .routes(routes!(files::retrieve, files::delete))
         .routes(routes!(files::content))
+        .routes(routes!(uploads::create))
+        .routes(routes!(uploads::retrieve))
+        .routes(routes!(uploads::add_part))
+        .routes(routes!(uploads::complete))
+        .routes(routes!(uploads::cancel))
         .routes(routes!(jobs::create, jobs::list))
         .routes(routes!(jobs::retrieve))
         .routes(routes!(jobs::cancel))

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::inference::broker::Broker;
+use crate::upload_turns::UploadTurns;
 
 #[derive(Clone)]
 pub(crate) struct AppState(Arc<Inner>);
@@ -18,6 +19,7 @@ pub(crate) struct Inner {
     pub config: Config,
     pub store: Store,
     pub broker: Broker,
+    pub upload_turns: UploadTurns,
     pub wake: Wake,
     /// Fires when the shutdown begins: readiness fails, long polls end, lanes stop.
     pub stopping: CancellationToken,
@@ -37,7 +39,8 @@ pub(crate) struct Wake {
 impl AppState {
     pub(crate) fn new(config: Config, store: Store, stopping: CancellationToken) -> Self {
         let broker = Broker::new(config.max_inference_requests);
-        Self(Arc::new(Inner { config, store, broker, wake: Wake::default(), stopping }))
+        let (upload_turns, wake) = (UploadTurns::default(), Wake::default());
+        Self(Arc::new(Inner { config, store, broker, upload_turns, wake, stopping }))
     }
 }
 

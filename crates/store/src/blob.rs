@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use domain::{CheckpointId, FileId, JobId, ProjectId};
+use domain::{CheckpointId, FileId, JobId, PartId, ProjectId, UploadId};
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt, TryStreamExt};
 use object_store::aws::AmazonS3Builder;
@@ -41,6 +41,7 @@ const READ_SIZE: usize = 256 * 1024;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BlobKey {
     File { project: ProjectId, file: FileId },
+    UploadPart { project: ProjectId, upload: UploadId, part: PartId },
     BaseModelFile { project: ProjectId, upload: String, name: String },
     CheckpointFile { project: ProjectId, job: JobId, checkpoint: CheckpointId, name: String },
 }
@@ -50,6 +51,9 @@ impl BlobKey {
     pub fn path(&self) -> String {
         match self {
             Self::File { project, file } => format!("projects/{project}/files/{file}"),
+            Self::UploadPart { project, upload, part } => {
+                format!("projects/{project}/uploads/{upload}/{part}")
+            }
             Self::BaseModelFile { project, upload, name } => {
                 format!("projects/{project}/base-models/{upload}/{name}")
             }
@@ -139,8 +143,9 @@ impl Blobs {
             }
             writer.write(chunk).await?;
         }
+        let sealed = writer.seal().await?;
         if let Some(expected) = expected {
-            let (bytes, sha256) = (writer.bytes(), writer.sha256());
+            let (bytes, sha256) = (sealed.stored.bytes, sealed.stored.sha256.as_str());
             if bytes != expected.bytes || sha256 != expected.sha256 {
                 let (want, wanted) = (expected.bytes, &expected.sha256);
                 return Err(write::mismatch(
@@ -149,7 +154,7 @@ impl Blobs {
                 ));
             }
         }
-        writer.finish().await
+        writer.finish(sealed).await
     }
 
     /// Reads a blob, or the part of it within `range`. `NotFound` when there is none.

@@ -4,6 +4,8 @@ use std::fmt;
 
 use domain::{EvalRunId, JobId, JobStatus};
 
+use crate::uploads::UploadRefusal;
+
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 #[derive(Debug, thiserror::Error)]
@@ -139,4 +141,6 @@ pub enum Conflict {
     ReportGap { expected: u64, got: u64 },
     #[error("{0}")]
     Checkpoint(String),
+    #[error(transparent)]
+    Upload(#[from] UploadRefusal),
 }

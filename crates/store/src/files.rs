@@ -1,15 +1,14 @@
 //! Files: uploaded and produced content, and the rows that make it visible.
 //!
 //! The blob comes first, the row second: a file that can be seen is stored, synced and hashed, and an upload
-//! that breaks off is never seen.
+//! that breaks off is never seen. The content is one blob, or the parts of the upload that the file came as.
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use domain::{FileId, ProjectId};
+use domain::{FileId, ProjectId, UploadId};
 use futures::Stream;
 use sqlx::{FromRow, PgConnection};
 use time::OffsetDateTime;
@@ -18,9 +17,13 @@ use crate::Store;
 use crate::blob::{BlobKey, BlobReader};
 use crate::db::{Db, Lane};
 use crate::error::{Conflict, Error, Result};
-use crate::garbage;
+use crate::garbage::{self, Reserved};
 use crate::page::{Page, PageQuery};
 use crate::projects::Project;
+use crate::uploads;
+
+/// Jobs that need their files: those that have not ended.
+const OPEN: &str = "('validating_files', 'queued', 'running', 'paused')";
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileRow {
@@ -35,14 +38,9 @@ pub struct FileRow {
     pub status_details: Option<String>,
     pub created_at: OffsetDateTime,
     pub expires_at: Option<OffsetDateTime>,
-    project_id: ProjectId,
-}
-
-impl FileRow {
-    /// Where the content lies.
-    pub fn blob_key(&self) -> BlobKey {
-        BlobKey::File { project: self.project_id.clone(), file: self.id.clone() }
-    }
+    pub(crate) project_id: ProjectId,
+    /// Whose parts are the content; none: it is a blob of its own.
+    pub(crate) upload_id: Option<UploadId>,
 }
 
 /// What the user says about a file.
@@ -65,6 +63,7 @@ struct FileRecord {
     status_details: Option<String>,
     created_at: OffsetDateTime,
     expires_at: Option<OffsetDateTime>,
+    upload_id: Option<String>,
 }
 
 impl From<FileRecord> for FileRow {
@@ -80,41 +79,44 @@ impl From<FileRecord> for FileRow {
             created_at: record.created_at,
             expires_at: record.expires_at,
             project_id: record.project_id.into(),
+            upload_id: record.upload_id.map(Into::into),
         }
     }
 }
 
 /// Content that is stored and has no row yet. Dropped without [`Uploaded::commit`], it is removed again.
 pub struct Uploaded {
-    store: Store,
-    project: ProjectId,
-    id: FileId,
-    bytes: u64,
-    sha256: String,
-    visible: AtomicBool,
+    db: Db,
+    blob: Reserved,
+    content: Content,
+}
+
+/// What the row of a file says about its content.
+pub(crate) struct Content {
+    pub id: FileId,
+    pub project: ProjectId,
+    pub upload: Option<UploadId>,
+    pub bytes: u64,
+    pub sha256: String,
 }
 
 impl Uploaded {
     pub fn id(&self) -> &FileId {
-        &self.id
+        &self.content.id
     }
 
     pub fn bytes(&self) -> u64 {
-        self.bytes
+        self.content.bytes
     }
 
     /// Hexadecimal.
     pub fn sha256(&self) -> &str {
-        &self.sha256
-    }
-
-    fn blob_key(&self) -> BlobKey {
-        BlobKey::File { project: self.project.clone(), file: self.id.clone() }
+        &self.content.sha256
     }
 
     /// Makes the file visible.
     pub async fn commit(self, new: NewFile) -> Result<FileRow> {
-        let (db, upload) = (self.store.db.clone(), Arc::new(self));
+        let (db, upload) = (self.db.clone(), Arc::new(self));
         let args = (upload.clone(), new);
         let row = db
             .transact(Lane::Api, args, |tx, (upload, new)| Box::pin(insert(tx, upload, new)))
@@ -125,16 +127,7 @@ impl Uploaded {
 
     /// The row is committed: nothing is to be cleaned up any more.
     pub(crate) fn mark_visible(&self) {
-        self.visible.store(true, Ordering::Release);
-    }
-}
-
-impl Drop for Uploaded {
-    fn drop(&mut self) {
-        if *self.visible.get_mut() {
-            return;
-        }
-        garbage::discard_soon(self.store.clone(), self.blob_key().path());
+        self.blob.mark_kept();
     }
 }
 
@@ -145,19 +138,13 @@ pub async fn upload<E: std::fmt::Display>(
     body: impl Stream<Item = Result<Bytes, E>> + Send + Unpin,
     limit: u64,
 ) -> Result<Uploaded> {
-    let mut upload = Uploaded {
-        store: store.clone(),
-        project: project.id.clone(),
-        id: FileId::new(),
-        bytes: 0,
-        sha256: String::new(),
-        visible: AtomicBool::new(false),
-    };
-    let key = upload.blob_key();
-    garbage::reserve(store, project.id.as_str(), &[key.path()]).await?;
+    let (id, project) = (FileId::new(), project.id.clone());
+    let key = BlobKey::File { project: project.clone(), file: id.clone() };
+    let blob = Reserved::new(store, &project, &key).await?;
     let stored = store.blobs.put_stream(&key, body, limit, None).await?;
-    (upload.bytes, upload.sha256) = (stored.bytes, stored.sha256);
-    Ok(upload)
+    let (bytes, sha256) = (stored.bytes, stored.sha256);
+    let content = Content { id, project, upload: None, bytes, sha256 };
+    Ok(Uploaded { db: store.db.clone(), blob, content })
 }
 
 /// [`upload`] for content in memory.
@@ -173,18 +160,29 @@ pub(crate) async fn insert(
     upload: &Uploaded,
     new: &NewFile,
 ) -> Result<FileRow> {
-    garbage::keep(tx, &[upload.blob_key().path()]).await?;
+    upload.blob.keep(tx).await?;
+    insert_row(tx, &upload.content, new).await
+}
+
+pub(crate) async fn insert_row(
+    tx: &mut PgConnection,
+    content: &Content,
+    new: &NewFile,
+) -> Result<FileRow> {
+    // One time for both, so that a life of an hour is one of 3600 seconds as shown.
     let record: FileRecord = sqlx::query_as(
-        "insert into files (id, project_id, filename, purpose, bytes, sha256, expires_at)
-         values ($1, $2, $3, $4, $5, $6, clock_timestamp() + $7)
+        "insert into files (id, project_id, filename, purpose, bytes, sha256, upload_id,
+                            created_at, expires_at)
+         select $1, $2, $3, $4, $5, $6, $7, now, now + $8 from clock_timestamp() now
          returning *",
     )
-    .bind(upload.id.as_str())
-    .bind(upload.project.as_str())
+    .bind(content.id.as_str())
+    .bind(content.project.as_str())
     .bind(crate::text::clean(&new.filename))
     .bind(&new.purpose)
-    .bind(upload.bytes as i64)
-    .bind(&upload.sha256)
+    .bind(content.bytes as i64)
+    .bind(&content.sha256)
+    .bind(content.upload.as_ref().map(UploadId::as_str))
     .bind(new.expires_after.map(crate::interval))
     .fetch_one(tx)
     .await?;
@@ -192,13 +190,21 @@ pub(crate) async fn insert(
 }
 
 pub async fn get(db: &Db, project: &Project, id: &FileId) -> Result<FileRow> {
+    find(&db.pool, project, id).await
+}
+
+pub(crate) async fn find(
+    db: impl sqlx::PgExecutor<'_>,
+    project: &Project,
+    id: &FileId,
+) -> Result<FileRow> {
     let record: Option<FileRecord> = sqlx::query_as(
         "select * from files where id = $1 and project_id = $2
          and (expires_at is null or expires_at > clock_timestamp())",
     )
     .bind(id.as_str())
     .bind(project.id.as_str())
-    .fetch_optional(&db.pool)
+    .fetch_optional(db)
     .await?;
     record.map(Into::into).ok_or(Error::NotFound("file"))
 }
@@ -257,53 +263,97 @@ pub async fn open(
     range: Option<Range<u64>>,
 ) -> Result<(FileRow, BlobReader)> {
     let row = get(&store.db, project, id).await?;
-    let reader = store.blobs.get(&row.blob_key(), range).await?;
+    let reader = read(store, &row, range).await?;
     Ok((row, reader))
+}
+
+/// The content of a file, or the part of it within `range`.
+pub async fn read(store: &Store, row: &FileRow, range: Option<Range<u64>>) -> Result<BlobReader> {
+    if let Some(upload) = &row.upload_id {
+        return uploads::read(store, row, upload, range).await;
+    }
+    store.blobs.get(&blob_key(&row.project_id, &row.id), range).await
+}
+
+fn blob_key(project: &ProjectId, file: &FileId) -> BlobKey {
+    BlobKey::File { project: project.clone(), file: file.clone() }
 }
 
 /// Removes a file; `Conflict::FileInUse` while a job that has not ended uses it.
 pub async fn delete(store: &Store, project: &Project, id: &FileId) -> Result<()> {
-    let path = BlobKey::File { project: project.id.clone(), file: id.clone() }.path();
-    let args = (project.clone(), id.clone(), path.clone());
-    store
+    let args = (project.clone(), id.clone());
+    let blobs = store
         .db
-        .transact(Lane::Api, args, |tx, (project, id, path)| {
-            Box::pin(delete_row(tx, project, id, path))
-        })
+        .transact(Lane::Api, args, |tx, (project, id)| Box::pin(delete_row(tx, project, id)))
         .await?;
-    // The file is gone for everyone; if its content cannot be removed at once, the collector does it.
-    if let Err(error) = garbage::discard(store, &path).await {
-        tracing::warn!(blob.path = path, %error, "a deleted file's content is left for later");
+    // The file is gone for everyone; what cannot be removed at once is left to the collector, and so are the
+    // many parts of a large upload.
+    for path in blobs.iter().take(1) {
+        if let Err(error) = garbage::discard(store, path).await {
+            tracing::warn!(blob.path = path, %error, "a deleted file's content is left for later");
+        }
     }
     Ok(())
 }
 
-async fn delete_row(
-    tx: &mut PgConnection,
-    project: &Project,
-    id: &FileId,
-    path: &str,
-) -> Result<()> {
+/// The paths that are to be removed now.
+async fn delete_row(tx: &mut PgConnection, project: &Project, id: &FileId) -> Result<Vec<String>> {
     // Locked first: a job that is just being created holds a share of this lock.
-    sqlx::query("select 1 from files where id = $1 and project_id = $2 for update")
-        .bind(id.as_str())
-        .bind(project.id.as_str())
-        .fetch_optional(&mut *tx)
-        .await?
-        .ok_or(Error::NotFound("file"))?;
-    let user: Option<(String,)> = sqlx::query_as(
-        "select j.id from jobs j join job_details d on d.job_id = j.id
-         where j.project_id = $2 and $1 in (d.training_file, d.validation_file)
-           and j.status in ('validating_files', 'queued', 'running', 'paused')
-         order by j.id limit 1",
+    let record: FileRecord = sqlx::query_as(
+        "select * from files where id = $1 and project_id = $2
+         and (expires_at is null or expires_at > clock_timestamp()) for update",
     )
     .bind(id.as_str())
     .bind(project.id.as_str())
     .fetch_optional(&mut *tx)
-    .await?;
-    if let Some((job,)) = user {
+    .await?
+    .ok_or(Error::NotFound("file"))?;
+    if let Some(job) = user(tx, &record).await? {
         return Err(Conflict::FileInUse(job.into()).into());
     }
-    sqlx::query("delete from files where id = $1").bind(id.as_str()).execute(&mut *tx).await?;
-    garbage::add(tx, project.id.as_str(), &[path.to_owned()], "deleted", Duration::ZERO).await
+    remove(tx, &record, "deleted").await
+}
+
+/// A job that has not ended and needs the file. The file's row is locked, so none can be created meanwhile.
+async fn user(tx: &mut PgConnection, file: &FileRecord) -> Result<Option<String>> {
+    let statement = sqlx::AssertSqlSafe(format!(
+        "select j.id from jobs j join job_details d on d.job_id = j.id
+         where j.project_id = $2 and $1 in (d.training_file, d.validation_file)
+           and j.status in {OPEN} order by j.id limit 1"
+    ));
+    let user: Option<(String,)> =
+        sqlx::query_as(statement).bind(&file.id).bind(&file.project_id).fetch_optional(tx).await?;
+    Ok(user.map(|(job,)| job))
+}
+
+/// The row goes, and its content is given over to removal: the paths.
+async fn remove(tx: &mut PgConnection, file: &FileRecord, reason: &str) -> Result<Vec<String>> {
+    sqlx::query("delete from files where id = $1").bind(&file.id).execute(&mut *tx).await?;
+    if let Some(upload) = &file.upload_id {
+        return uploads::remove_content(tx, upload, reason).await;
+    }
+    let key = blob_key(&file.project_id.as_str().into(), &file.id.as_str().into());
+    let paths = vec![key.path()];
+    garbage::add(tx, &file.project_id, &paths, reason, Duration::ZERO).await?;
+    Ok(paths)
+}
+
+/// Removes files whose time is over, except where a job that has not ended needs them.
+pub(crate) async fn expire(tx: &mut PgConnection) -> Result<()> {
+    let statement = sqlx::AssertSqlSafe(format!(
+        "select f.* from files f
+         where f.expires_at <= clock_timestamp() and not exists (
+             select 1 from jobs j join job_details d on d.job_id = j.id
+             where j.project_id = f.project_id and f.id in (d.training_file, d.validation_file)
+                   and j.status in {OPEN})
+         order by f.expires_at limit 100 for update skip locked"
+    ));
+    let over: Vec<FileRecord> = sqlx::query_as(statement).fetch_all(&mut *tx).await?;
+    for file in over {
+        // Asked again under the lock: a job may have been created between the look and the lock.
+        if user(tx, &file).await?.is_none() {
+            remove(tx, &file, "expired").await?;
+        }
+    }
+    Ok(())
 }

@@ -4,14 +4,17 @@
 //! and goes in the transaction that makes the blob visible. So whatever dies in between, something remains to
 //! clean up by, and the row's lock decides between the collector and a late commit.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use domain::ProjectId;
 use sqlx::PgConnection;
 
 use crate::Store;
-use crate::blob::Blobs;
+use crate::blob::{BlobKey, Blobs};
 use crate::db::Lane;
 use crate::error::{Error, Result};
+use crate::{files, uploads};
 
 /// An upload that is not visible after this is not going on any more.
 const UPLOAD_LIMIT: Duration = Duration::from_secs(48 * 3600);
@@ -20,10 +23,46 @@ const DISCARD_ATTEMPTS: u32 = 5;
 /// A blob whose removal failed is left alone for so long.
 const RETRY_IN: Duration = Duration::from_secs(300);
 
+/// A blob that a row here names from before its first byte. Dropped before it is kept, it is removed again.
+pub(crate) struct Reserved {
+    store: Store,
+    path: String,
+    is_kept: AtomicBool,
+}
+
+impl Reserved {
+    pub(crate) async fn new(store: &Store, project: &ProjectId, key: &BlobKey) -> Result<Self> {
+        // Made first, so that it cleans up even if the call below is not waited for.
+        let reserved =
+            Self { store: store.clone(), path: key.path(), is_kept: AtomicBool::new(false) };
+        reserve(store, project.as_str(), std::slice::from_ref(&reserved.path)).await?;
+        Ok(reserved)
+    }
+
+    /// Makes it stay; part of the transaction that refers to it.
+    pub(crate) async fn keep(&self, tx: &mut PgConnection) -> Result<()> {
+        keep(tx, std::slice::from_ref(&self.path)).await
+    }
+
+    /// That transaction is committed: nothing is to be cleaned up any more.
+    pub(crate) fn mark_kept(&self) {
+        self.is_kept.store(true, Ordering::Release);
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        if !*self.is_kept.get_mut() {
+            discard_soon(self.store.clone(), std::mem::take(&mut self.path));
+        }
+    }
+}
+
 /// Removes up to `limit` blobs whose time has come: deleted and expired files, superseded checkpoints, uploads
 /// that were broken off. The server calls it every few seconds. Returns how many were removed.
 pub async fn collect(store: &Store, limit: u32) -> Result<usize> {
-    store.db.transact(Lane::Api, (), |tx, ()| Box::pin(expire_files(tx))).await?;
+    store.db.transact(Lane::Api, (), |tx, ()| Box::pin(files::expire(tx))).await?;
+    store.db.transact(Lane::Api, (), |tx, ()| Box::pin(uploads::expire(tx))).await?;
     // A worker's name is new with each of its processes.
     sqlx::query("delete from workers where seen_at < clock_timestamp() - interval '7 days'")
         .execute(&store.db.pool)
@@ -45,7 +84,7 @@ pub(crate) async fn discard(store: &Store, path: &str) -> Result<()> {
 }
 
 /// [`discard`] in a task of its own, patient with a database that is busy or restarting.
-pub(crate) fn discard_soon(store: Store, path: String) {
+fn discard_soon(store: Store, path: String) {
     // Without a run-time the process is ending; the reservation is then collected later.
     let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
     runtime.spawn(async move {
@@ -156,26 +195,4 @@ async fn remove_one(tx: &mut PgConnection, blobs: &Blobs, path: Option<&str>) ->
     }
     sqlx::query("delete from garbage where path = $1").bind(&path).execute(tx).await?;
     Ok(Removal::Done)
-}
-
-/// Removes files whose time is over, except where a job that has not ended needs them.
-async fn expire_files(tx: &mut PgConnection) -> Result<()> {
-    let gone: Vec<(String, String)> = sqlx::query_as(
-        "delete from files where id in (
-             select f.id from files f
-             where f.expires_at <= clock_timestamp() and not exists (
-                 select 1 from jobs j join job_details d on d.job_id = j.id
-                 where j.project_id = f.project_id and f.id in (d.training_file, d.validation_file)
-                       and j.status in ('validating_files', 'queued', 'running', 'paused'))
-             order by f.expires_at limit 100 for update skip locked)
-         returning project_id, id",
-    )
-    .fetch_all(&mut *tx)
-    .await?;
-    for (project, id) in gone {
-        let key =
-            crate::BlobKey::File { project: project.as_str().into(), file: id.as_str().into() };
-        add(tx, &project, &[key.path()], "expired", Duration::ZERO).await?;
-    }
-    Ok(())
 }

@@ -12,6 +12,7 @@
 //! |---|---|
 //! | [`keys`] | `create`, `authenticate` (secret → [`Principal`]), `list`, `revoke` |
 //! | [`files`] | `upload` (stream → [`Uploaded`], then `.commit(NewFile)`), `get`, `list`, `open`, `delete` |
+//! | [`uploads`] | files that come in parts: `create`, `check_open`, `store_part`, `complete`, `cancel`, `get` |
 //! | [`base_models`] | `register` a folder, `list`, `get`, `remove`; `…_for_workers` without a project |
 //! | [`models`] | `list`, `get`, `resolve` (name → base model + adapter), `delete` |
 //! | [`permissions`] | other projects' right to use a model: `create`, `list`, `delete` |
@@ -65,6 +66,7 @@ pub mod queue;
 pub mod reaper;
 #[cfg(feature = "testing")]
 pub mod testing;
+pub mod uploads;
 
 use std::time::Duration;
 
@@ -105,4 +107,9 @@ impl Store {
 pub(crate) fn interval(span: Duration) -> sqlx::postgres::types::PgInterval {
     let microseconds = i64::try_from(span.as_micros()).unwrap_or(i64::MAX);
     sqlx::postgres::types::PgInterval { months: 0, days: 0, microseconds }
+}
+
+/// The same, back from the database; months and days are never used.
+pub(crate) fn span(interval: &sqlx::postgres::types::PgInterval) -> Duration {
+    Duration::from_micros(interval.microseconds.unsigned_abs())
 }

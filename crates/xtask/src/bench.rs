@@ -12,8 +12,11 @@ use crate::workspace::{Profile, Workspace};
 
 const LIMIT: Duration = Duration::from_secs(60 * 60);
 
+/// Asks the server alone: needs no reference packages, but the program that fills its database.
+const API: &str = "tests/bench/api.py";
+
 /// Name, script, and what it measures.
-const BENCHES: [(&str, &str, &str); 7] = [
+const BENCHES: [(&str, &str, &str); 8] = [
     ("train", "tests/bench/train.py", "tokens per second and peak memory of training"),
     ("qlora", "tests/bench/qlora.py", "the same over a base model in 4 bits"),
     ("dpo", "tests/bench/dpo.py", "training on preference pairs, against trl"),
@@ -21,6 +24,7 @@ const BENCHES: [(&str, &str, &str); 7] = [
     ("memory", "tests/bench/memory.py", "the memory estimate against what the engine takes"),
     ("adapter", "tests/bench/adapter.py", "our adapter in peft: the same greedy answers"),
     ("reward", "tests/bench/reward.py", "our reward model in peft: the same scores"),
+    ("api", API, "uploads against the disk, lists at a million rows, 5,000 event streams"),
 ];
 
 pub fn run(workspace: &Workspace, arguments: &[String]) -> Result<ExitCode> {
@@ -28,8 +32,13 @@ pub fn run(workspace: &Workspace, arguments: &[String]) -> Result<ExitCode> {
     let (_, script, _) =
         BENCHES.iter().find(|(known, ..)| known == name).ok_or_else(known_names)?;
     setup::run(workspace, false)?;
-    setup::reference(workspace)?;
-    let mut packages = vec![workspace.deps().join("reference")];
+    let mut packages = vec![workspace.deps().join("python")];
+    if *script == API {
+        build_fill(workspace)?;
+    } else {
+        setup::reference(workspace)?;
+        packages = vec![workspace.deps().join("reference")];
+    }
     if name == "dpo" {
         setup::preference(workspace)?;
         packages.push(workspace.deps().join("trl"));
@@ -46,6 +55,13 @@ pub fn run(workspace: &Workspace, arguments: &[String]) -> Result<ExitCode> {
         .env("LIBTORCH", workspace.libtorch());
     let status = run::status_in_view(&format!("bench {name}"), &mut bench, LIMIT)?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Writes rows and events straight into a database: `crates/store/examples/fill.rs`.
+fn build_fill(workspace: &Workspace) -> Result {
+    let mut cargo = workspace.cargo();
+    cargo.args(["build", "--release", "--package", "store", "--example", "fill"]);
+    run::in_view("build of what fills the database", &mut cargo, LIMIT)
 }
 
 fn known_names() -> String {

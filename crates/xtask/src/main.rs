@@ -34,7 +34,7 @@ cargo xtask COMMAND
   up [ARGS...]       set up, build for release, then run `finetuned up ARGS...`
   demo [--keep]      set up, build, start everything, run one fine-tuning job and show it
   test [--sdk-only]  set up, then run every test: Rust, and the OpenAI SDK against a real server
-  bench NAME         measure NAME against the reference: a table, then one JSON line (train)
+  bench NAME         measure NAME against the reference: a table, then one JSON line (train, api, …)
   gpu-bundle [--out FILE]  one archive for a machine with a GPU: engine, fixtures, benchmarks, run.sh
   parity             make the fixtures anew with transformers and peft, and test against them
   tidy               check the project's own rules: dependencies, file lengths, text

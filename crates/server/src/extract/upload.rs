@@ -1,5 +1,5 @@
-//! A multipart upload, streamed: the file's bytes go to storage as they arrive, in whatever order
-//! the parts come, and never more than a few chunks are in memory.
+//! A multipart form with content, streamed: its bytes go to storage as they arrive, in whatever order
+//! the form's parts come, and never more than a few chunks are in memory.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,8 +11,8 @@ use axum::extract::multipart::{Field, MultipartError};
 use axum::extract::{FromRequest, Multipart, Request};
 use axum::http::header::CONTENT_LENGTH;
 use bytes::Bytes;
+use futures::stream::BoxStream;
 use futures::{Stream, StreamExt, stream};
-use store::{Project, Uploaded, files};
 
 use super::body;
 use super::path::without_nul;
@@ -24,67 +24,85 @@ const OVERHEAD_BYTES: u64 = 1024 * 1024;
 /// A part's headers, or what stands before the first part.
 const MAX_UNPARSED_BYTES: u64 = 1024 * 1024;
 const MAX_FIELD_BYTES: usize = 4096;
-const MAX_FIELDS: usize = 32;
 
-/// What a form held. The content is stored but not yet visible; dropping it removes it.
-pub(crate) struct Form {
-    pub content: Option<(String, Uploaded)>,
+/// Bytes of the content, or why there are no more.
+pub(crate) type Chunk = Result<Bytes, String>;
+
+/// Where the content of a form goes.
+pub(crate) trait Destination: Sync {
+    /// Stored but not yet visible; dropping it removes it.
+    type Stored: Send;
+
+    /// The form's part that holds the content.
+    const NAME: &'static str;
+    /// The parts that may stand beside it.
+    const FIELDS: &'static [&'static str];
+
+    /// Most bytes of the content.
+    fn limit(&self) -> u64;
+
+    fn store(
+        &self,
+        chunks: BoxStream<'_, Chunk>,
+    ) -> impl Future<Output = Result<Self::Stored, store::Error>> + Send;
+}
+
+/// What a form held: the content with its filename, and the fields.
+pub(crate) struct Form<T> {
+    pub content: Option<(String, T)>,
     pub fields: BTreeMap<String, String>,
 }
 
-/// Reads the whole form, the part named `file` into storage.
-pub(crate) async fn receive(
+/// Reads the whole form, its content into the destination.
+pub(crate) async fn receive<D: Destination>(
     state: &AppState,
-    project: &Project,
+    destination: &D,
     request: Request,
-) -> ApiResult<Form> {
-    let limit = state.config.max_file_bytes.as_u64();
+) -> ApiResult<Form<D::Stored>> {
+    let limit = destination.limit();
     // A body somewhat over the limit is read to its end, so that its sender gets to read the
     // answer; one far beyond is cut.
     let most = limit.saturating_mul(2).saturating_add(OVERHEAD_BYTES);
     let announced = request.headers().get(CONTENT_LENGTH);
     let announced = announced.and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if announced.is_some_and(|length| length > most) {
-        return Err(too_large(limit));
+        return Err(too_large(D::NAME, limit));
     }
     let unparsed = Arc::new(AtomicU64::new(0));
     let request = request.map(|body| Body::from_stream(guarded(body, most, unparsed.clone())));
     let mut multipart = Multipart::from_request(request, state).await.map_err(|_| {
-        ApiError::BadRequest(
-            "The request must be multipart/form-data with the parts 'file' and 'purpose'."
-                .to_owned(),
-        )
+        let beside = if D::FIELDS.contains(&"purpose") { " and 'purpose'" } else { "" };
+        let parts = format!("'{}'{beside}", D::NAME);
+        ApiError::BadRequest(format!("The request must be multipart/form-data with {parts}."))
     })?;
     let mut form = Form { content: None, fields: BTreeMap::new() };
     while let Some(field) = multipart.next_field().await.map_err(|e| explain(&e))? {
         unparsed.store(0, Ordering::Relaxed);
         let name = field.name().unwrap_or_default().to_owned();
-        if name == "file" {
+        if name == D::NAME {
             if form.content.is_some() {
-                return Err(ApiError::invalid_value("file", "Send one file at a time."));
+                let message = format!("Send '{name}' once: one file or part at a time.");
+                return Err(ApiError::invalid_value(name, message));
             }
             let filename = without_nul(field.file_name().unwrap_or("upload").to_owned());
-            let content = store_file(state, project, field, &unparsed).await?;
+            let content = store(destination, field, &unparsed).await?;
             form.content = Some((filename, content));
-        } else {
+        } else if D::FIELDS.contains(&name.as_str()) {
             let value = short_text(field, &name, &unparsed).await?;
             form.fields.insert(name, without_nul(value));
-            if form.fields.len() > MAX_FIELDS {
-                let message = format!("The form has more than {MAX_FIELDS} fields.");
-                return Err(ApiError::BadRequest(message));
-            }
+        } else {
+            return Err(ApiError::unknown_parameter(without_nul(name)));
         }
     }
     Ok(form)
 }
 
-async fn store_file(
-    state: &AppState,
-    project: &Project,
+async fn store<D: Destination>(
+    destination: &D,
     field: Field<'_>,
     unparsed: &AtomicU64,
-) -> ApiResult<Uploaded> {
-    let limit = state.config.max_file_bytes.as_u64();
+) -> ApiResult<D::Stored> {
+    let limit = destination.limit();
     let is_over = AtomicBool::new(false);
     let chunks = stream::try_unfold((field, 0u64), |(mut field, mut size)| {
         let is_over = &is_over;
@@ -111,14 +129,14 @@ async fn store_file(
                 text
             })
         });
-        files::upload(&state.store, project, Box::pin(chunks), limit).await
+        destination.store(Box::pin(chunks)).await
     };
     if let Some(error) = fault {
         return Err(explain(&error));
     }
     let uploaded = uploaded?;
     if is_over.into_inner() {
-        return Err(too_large(limit));
+        return Err(too_large(D::NAME, limit));
     }
     Ok(uploaded)
 }
@@ -178,8 +196,9 @@ fn guarded(
     })
 }
 
-fn too_large(limit: u64) -> ApiError {
-    ApiError::PayloadTooLarge(format!("The file is larger than the limit of {limit} bytes."))
+pub(crate) fn too_large(name: &str, limit: u64) -> ApiError {
+    let what = if name == "data" { "part" } else { name };
+    ApiError::PayloadTooLarge(format!("The {what} is larger than the limit of {limit} bytes."))
 }
 
 fn explain(error: &MultipartError) -> ApiError {

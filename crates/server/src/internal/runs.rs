@@ -15,7 +15,7 @@ use domain::internal::{
 use domain::report::RunFailure;
 use domain::{CheckpointId, FileId, JobStatus};
 use serde::Deserialize;
-use store::blob::BlobKey;
+use store::blob::{BlobKey, BlobReader};
 use store::files::FileRow;
 use store::queue::{self, Claimant, ClaimedJob};
 
@@ -109,18 +109,21 @@ pub(crate) async fn file(
     Path(FilePath { file }): Path<FilePath>,
 ) -> InternalResult<Response> {
     let row = queue::leased_file(&state.store.db, &lease, &file).await?;
-    download(&state, &row.blob_key()).await
+    Ok(answer(store::files::read(&state.store, &row, None).await?))
 }
 
 /// A blob's bytes.
 pub(super) async fn download(state: &AppState, key: &BlobKey) -> InternalResult<Response> {
-    let reader = state.store.blobs.get(key, None).await?;
+    Ok(answer(state.store.blobs.get(key, None).await?))
+}
+
+fn answer(reader: BlobReader) -> Response {
     let length = reader.bytes;
     let headers = [
         (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
         (header::CONTENT_LENGTH, length.to_string()),
     ];
-    Ok((headers, Body::from_stream(reader.stream)).into_response())
+    (headers, Body::from_stream(reader.stream)).into_response()
 }
 
 pub(crate) async fn begin_checkpoint(

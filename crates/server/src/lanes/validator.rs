@@ -217,7 +217,7 @@ async fn check(
     file: &FileRow,
     limits: Limits,
 ) -> store::Result<Checked> {
-    let mut reader = state.store.blobs.get(&file.blob_key(), None).await?;
+    let mut reader = store::files::read(&state.store, file, None).await?;
     let (sender, mut receiver) = mpsc::channel::<Option<Bytes>>(CHUNKS);
     let model = model.clone();
     let checking = tokio::task::spawn_blocking(move || {

@@ -1,33 +1,32 @@
 //! Files: upload, list, retrieve, content, delete.
 
 use std::ops::Range;
-use std::time::Duration;
 
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Query, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use futures::stream::BoxStream;
 use serde::Deserialize;
-use store::files;
-use store::files::NewFile;
+use store::files::{self, NewFile};
+use store::{Project, Uploaded};
 
 use crate::base64_text::Base64;
 use crate::convert::{self, OrNotFound, page_query};
 use crate::error::{ApiError, ApiResult};
-use crate::extract::{Caller, Id, Page, upload};
-use crate::inference::prompt::integer;
+use crate::extract::upload::{self, Destination};
+use crate::extract::{Caller, Id, Page};
+use crate::file_rules;
 use crate::results::STEP_METRICS;
 use crate::state::AppState;
 use crate::wire::error::ErrorEnvelope;
 use crate::wire::file::{Deleted, File};
 use crate::wire::list::List;
 
-const PURPOSES: [&str; 6] = ["assistants", "batch", "fine-tune", "vision", "user_data", "evals"];
 const LIST_SIZES: (u32, u32) = (10_000, 10_000);
-const SHORTEST_LIFE_SECONDS: i64 = 3600;
-const LONGEST_LIFE_SECONDS: i64 = 30 * 24 * 3600;
-const MAX_FILENAME_BYTES: usize = 1024;
+const ANCHOR: &str = "expires_after[anchor]";
+const SECONDS: &str = "expires_after[seconds]";
 
 /// Upload a file. The parts may come in any order.
 #[utoipa::path(post, path = "/files", tag = "Files", operation_id = "createFile",
@@ -38,19 +37,46 @@ pub(crate) async fn create(
     Caller(project): Caller,
     request: Request,
 ) -> ApiResult<Json<File>> {
-    let form = upload::receive(&state, &project, request).await?;
+    let form =
+        upload::receive(&state, &Files { state: &state, project: &project }, request).await?;
     let (filename, content) = form.content.ok_or_else(|| ApiError::missing("file"))?;
     let field = |name: &str| form.fields.get(name).map(String::as_str);
     let purpose = field("purpose").ok_or_else(|| ApiError::missing("purpose"))?;
-    check_purpose(purpose, &filename)?;
+    file_rules::check_purpose(purpose, &filename)?;
+    let most = file_rules::largest(&state.config, purpose, u64::MAX);
+    if content.bytes() > most {
+        return Err(upload::too_large(Files::NAME, most));
+    }
     if content.bytes() == 0 {
         let message = "File is empty.".to_owned();
         return Err(ApiError::Parameter { code: None, param: "file".to_owned(), message });
     }
-    let expires_after =
-        expires_after(field("expires_after[anchor]"), field("expires_after[seconds]"))?;
+    let seconds = field(SECONDS).map(str::parse).transpose();
+    let seconds = seconds.map_err(|_| ApiError::invalid_type(SECONDS, "an integer", "a string"))?;
+    let name = |name: &str| format!("expires_after[{name}]");
+    let expires_after = file_rules::life(purpose, field(ANCHOR), seconds, name)?;
     let new = NewFile { filename, purpose: purpose.to_owned(), expires_after };
     Ok(Json(convert::file(content.commit(new).await?)))
+}
+
+struct Files<'a> {
+    state: &'a AppState,
+    project: &'a Project,
+}
+
+impl Destination for Files<'_> {
+    type Stored = Uploaded;
+
+    const NAME: &'static str = "file";
+    const FIELDS: &'static [&'static str] = &["purpose", ANCHOR, SECONDS];
+
+    fn limit(&self) -> u64 {
+        self.state.config.max_file_bytes.as_u64()
+    }
+
+    async fn store(&self, chunks: BoxStream<'_, upload::Chunk>) -> Result<Uploaded, store::Error> {
+        files::upload(&self.state.store, self.project, chunks, self.limit()).await
+    }
 }
 
 /// The form of an upload, for the description of the API.
@@ -67,43 +93,6 @@ struct NewFileForm {
     /// 3600 to 2592000.
     #[schema(rename = "expires_after[seconds]")]
     seconds: Option<u32>,
-}
-
-fn check_purpose(purpose: &str, filename: &str) -> ApiResult<()> {
-    if !PURPOSES.contains(&purpose) {
-        return Err(ApiError::unsupported_value("purpose", purpose, &PURPOSES));
-    }
-    if filename.len() > MAX_FILENAME_BYTES {
-        return Err(ApiError::too_long("filename", MAX_FILENAME_BYTES, filename.len()));
-    }
-    let api = match purpose {
-        "fine-tune" => "Fine-Tuning API",
-        "batch" => "Batch API",
-        _ => return Ok(()),
-    };
-    if filename.to_ascii_lowercase().ends_with(".jsonl") {
-        return Ok(());
-    }
-    Err(ApiError::BadRequest(format!("Invalid file format for {api}. Must be .jsonl")))
-}
-
-fn expires_after(anchor: Option<&str>, seconds: Option<&str>) -> ApiResult<Option<Duration>> {
-    const SECONDS: &str = "expires_after[seconds]";
-    match (anchor, seconds) {
-        (None, None) => Ok(None),
-        (Some("created_at"), Some(seconds)) => {
-            let seconds = seconds
-                .parse::<i64>()
-                .map_err(|_| ApiError::invalid_type(SECONDS, "an integer", "a string"))?;
-            let seconds = integer(SECONDS, seconds, SHORTEST_LIFE_SECONDS, LONGEST_LIFE_SECONDS)?;
-            Ok(Some(Duration::from_secs(seconds.unsigned_abs())))
-        }
-        (Some("created_at"), None) => Err(ApiError::missing(SECONDS)),
-        (Some(other), _) => {
-            Err(ApiError::unsupported_value("expires_after[anchor]", other, &["created_at"]))
-        }
-        (None, Some(_)) => Err(ApiError::missing("expires_after[anchor]")),
-    }
 }
 
 /// List files, the newest first.
@@ -258,30 +247,5 @@ mod tests {
         }
         assert!(matches!(of("bytes=100-"), Err(ApiError::RangeNotSatisfiable(100))));
         assert!(matches!(of("bytes=-0"), Err(ApiError::RangeNotSatisfiable(100))));
-    }
-
-    #[test]
-    fn a_training_file_must_be_jsonl() {
-        assert!(check_purpose("fine-tune", "data.JSONL").is_ok());
-        let refused = check_purpose("fine-tune", "data.csv").unwrap_err().to_string();
-        assert_eq!(refused, "Invalid file format for Fine-Tuning API. Must be .jsonl");
-        assert!(check_purpose("user_data", "x.csv").is_ok());
-        assert!(check_purpose("training", "x.jsonl").is_err());
-    }
-
-    #[test]
-    fn an_expiry_needs_both_fields_and_its_range() {
-        let hour = expires_after(Some("created_at"), Some("3600")).unwrap();
-        assert_eq!(hour, Some(Duration::from_secs(3600)));
-        assert_eq!(expires_after(None, None).unwrap(), None);
-        for (anchor, seconds) in [
-            (Some("created_at"), None),
-            (None, Some("3600")),
-            (Some("updated_at"), Some("3600")),
-            (Some("created_at"), Some("3599")),
-            (Some("created_at"), Some("soon")),
-        ] {
-            assert!(expires_after(anchor, seconds).is_err(), "{anchor:?} {seconds:?}");
-        }
     }
 }

@@ -10,3 +10,4 @@ pub(crate) mod jobs;
 pub(crate) mod models;
 pub(crate) mod permissions;
 pub(crate) mod scores;
+pub(crate) mod uploads;

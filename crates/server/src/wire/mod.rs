@@ -13,3 +13,4 @@ pub(crate) mod list;
 pub(crate) mod model;
 pub(crate) mod permission;
 pub(crate) mod score;
+pub(crate) mod upload;

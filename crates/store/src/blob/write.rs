@@ -1,4 +1,6 @@
 //! Writing one blob: hashed on the way, in one request when small, in parts when large.
+//!
+//! Receiving, hashing and storing go on at the same time, each with a part of its own.
 
 use std::sync::Arc;
 
@@ -6,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 use object_store::path::Path;
 use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 use sha2::{Digest, Sha256};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 
 use super::{BlobKey, Stored};
 use crate::error::{Conflict, Error, Result};
@@ -23,8 +25,21 @@ pub(super) struct BlobWriter {
     /// The beginning of the next part.
     buffer: BytesMut,
     upload: Option<Upload>,
-    hash: Sha256,
+    hash: Hash,
     bytes: u64,
+}
+
+/// A hash under way: it goes to a blocking thread and back with each part, so that none is held while the
+/// sender is slow.
+enum Hash {
+    Idle(Sha256),
+    Busy(JoinHandle<Sha256>),
+}
+
+/// What has been written, before it is stored whole.
+pub(super) struct Sealed {
+    pub stored: Stored,
+    last: Bytes,
 }
 
 /// The parts of a large blob. `inner` is taken out when the upload is complete; until then `Drop` aborts it.
@@ -35,7 +50,7 @@ struct Upload {
 
 impl BlobWriter {
     pub(super) fn new(store: Arc<dyn ObjectStore>, path: Path) -> Self {
-        let (buffer, upload, hash) = (BytesMut::new(), None, Sha256::new());
+        let (buffer, upload, hash) = (BytesMut::new(), None, Hash::Idle(Sha256::new()));
         Self { store, path, buffer, upload, hash, bytes: 0 }
     }
 
@@ -43,26 +58,24 @@ impl BlobWriter {
         self.bytes
     }
 
-    pub(super) fn sha256(&self) -> String {
-        hex(&self.hash.clone().finalize())
-    }
-
     pub(super) async fn write(&mut self, chunk: Bytes) -> Result<()> {
-        self.hash.update(&chunk);
         self.bytes += chunk.len() as u64;
         let mut rest = &chunk[..];
         while self.buffer.len() + rest.len() > PART_BYTES {
             let (head, tail) = rest.split_at(PART_BYTES - self.buffer.len());
             self.buffer.extend_from_slice(head);
             rest = tail;
-            self.send_part().await?;
+            // Whoever has filled one part will fill most of the next: room for all of it at once.
+            let next = BytesMut::with_capacity(PART_BYTES);
+            let part = std::mem::replace(&mut self.buffer, next).freeze();
+            self.hash.update(part.clone()).await?;
+            self.send_part(part).await?;
         }
         self.buffer.extend_from_slice(rest);
         Ok(())
     }
 
-    async fn send_part(&mut self) -> Result<()> {
-        let part = PutPayload::from(self.buffer.split().freeze());
+    async fn send_part(&mut self, part: Bytes) -> Result<()> {
         let upload = match &mut self.upload {
             Some(upload) => upload,
             none => {
@@ -74,20 +87,27 @@ impl BlobWriter {
             upload.part_done().await?;
         }
         if let Some(inner) = &mut upload.inner {
-            upload.parts.spawn(inner.put_part(part));
+            upload.parts.spawn(inner.put_part(PutPayload::from(part)));
         }
         Ok(())
     }
 
-    pub(super) async fn finish(mut self) -> Result<Stored> {
-        let stored = Stored { bytes: self.bytes, sha256: self.sha256() };
+    /// Size and hash of all that was written; nothing can be written after this.
+    pub(super) async fn seal(&mut self) -> Result<Sealed> {
+        let last = std::mem::take(&mut self.buffer).freeze();
+        self.hash.update(last.clone()).await?;
+        let sha256 = hex(&self.hash.take().await?.finalize());
+        Ok(Sealed { stored: Stored { bytes: self.bytes, sha256 }, last })
+    }
+
+    pub(super) async fn finish(mut self, sealed: Sealed) -> Result<Stored> {
+        let Sealed { stored, last } = sealed;
         let outcome = if self.upload.is_some() {
-            self.send_part().await?;
+            self.send_part(last).await?;
             self.complete().await
         } else {
             let create = PutOptions::from(PutMode::Create);
-            let content = PutPayload::from(self.buffer.split().freeze());
-            self.store.put_opts(&self.path, content, create).await.map(|_| ())
+            self.store.put_opts(&self.path, PutPayload::from(last), create).await.map(|_| ())
         };
         match outcome {
             Ok(()) => Ok(stored),
@@ -120,6 +140,27 @@ impl BlobWriter {
         match error {
             object_store::Error::AlreadyExists { path, .. } => Err(Conflict::Exists(path).into()),
             error => Err(error.into()),
+        }
+    }
+}
+
+impl Hash {
+    async fn update(&mut self, part: Bytes) -> Result<()> {
+        let mut sha256 = self.take().await?;
+        *self = Self::Busy(tokio::task::spawn_blocking(move || {
+            sha256.update(&part);
+            sha256
+        }));
+        Ok(())
+    }
+
+    /// The hash of all parts so far, once it is there.
+    async fn take(&mut self) -> Result<Sha256> {
+        match std::mem::replace(self, Self::Idle(Sha256::new())) {
+            Self::Idle(sha256) => Ok(sha256),
+            Self::Busy(hashing) => hashing
+                .await
+                .map_err(|_| Error::Unavailable("the server is shutting down".to_owned())),
         }
     }
 }

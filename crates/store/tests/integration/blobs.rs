@@ -39,14 +39,14 @@ async fn s3_server(folder: &std::path::Path) -> String {
     format!("http://{address}")
 }
 
-struct Place {
-    name: &'static str,
-    blobs: Blobs,
-    folder: tempfile::TempDir,
+pub struct Place {
+    pub name: &'static str,
+    pub blobs: Blobs,
+    pub folder: tempfile::TempDir,
 }
 
 /// A folder, and an S3 bucket with a prefix.
-async fn places() -> [Place; 2] {
+pub async fn places() -> [Place; 2] {
     rustls::crypto::ring::default_provider().install_default().ok();
     let folder = tempfile::tempdir().unwrap();
     let url = format!("file://{}", folder.path().join("blobs").display());

@@ -9,3 +9,4 @@ mod objects;
 mod runs;
 mod schema;
 mod transitions;
+mod uploads;
