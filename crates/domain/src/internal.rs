@@ -65,6 +65,9 @@ pub struct ClaimedRun {
     pub training_file: StagedFile,
     pub validation_file: Option<StagedFile>,
     pub hyperparameters: ResolvedHyperparameters,
+    /// The tuned model to go on from; none starts from the base model.
+    #[serde(default)]
+    pub start_from: Option<AdapterRef>,
     /// The last committed checkpoint of an earlier attempt.
     pub resume_from: Option<CheckpointManifest>,
 }

@@ -121,6 +121,15 @@ impl Default for LoraConfig {
     }
 }
 
+/// A tuned model to go on from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StartWeights {
+    /// An adapter's folder in PEFT's format, or that of a whole model.
+    pub dir: PathBuf,
+    /// Over its files: the run's result depends on them.
+    pub digest: String,
+}
+
 /// One run, as the worker hands it to the engine. All paths are local and staged.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TrainingPlan {
@@ -133,7 +142,10 @@ pub struct TrainingPlan {
     pub training_file: PathBuf,
     pub validation_file: Option<PathBuf>,
     pub hyperparameters: ResolvedHyperparameters,
-    /// A checkpoint folder to continue from, or none for a fresh start.
+    /// The tuned model whose weights training goes on from; none starts from the base model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_from: Option<StartWeights>,
+    /// A checkpoint folder of this very run to continue from, or none for its beginning.
     pub resume_from: Option<PathBuf>,
     /// Where checkpoint folders are written, one below the other.
     pub output_dir: PathBuf,

@@ -24,6 +24,7 @@ mod request;
 mod results;
 mod router;
 mod routes;
+mod start;
 mod state;
 mod tuning;
 mod upload_turns;

@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 
 use axum::http::HeaderMap;
-use domain::{Auto, FileId, Hyperparameters, JobId, LossType, MethodType, ModelId};
+use domain::{
+    Auto, FileId, Hyperparameters, JobId, LossType, MethodType, ModelId, TrainingOptions,
+};
 use sha2::{Digest, Sha256};
-use store::jobs::{JobRow, NewJob};
+use store::jobs::{JobRow, NewJob, StartModel};
 use store::models::ModelKind;
 use store::{Project, files, models};
 
@@ -13,6 +15,7 @@ use crate::error::{ApiError, ApiResult};
 use crate::hyperparameters::{check_options, requested};
 use crate::inference::prompt::integer;
 use crate::preference;
+use crate::start;
 use crate::state::AppState;
 use crate::tuning::choose_for_reward;
 use crate::wire::job::{CreateJob, Integration};
@@ -59,10 +62,8 @@ pub(crate) async fn new_job(
     check_integrations(body.integrations.as_deref().unwrap_or_default())?;
     let mut options = body.finetuned.unwrap_or_default();
     check_options(&options, "finetuned")?;
-    if hyperparameters.preference.is_some_and(|wish| wish.loss_type == LossType::Reward) {
-        choose_for_reward(&mut options, "finetuned")?;
-    }
-    let base_model = base_model(state, project, &body.model).await?;
+    let loss_type = hyperparameters.preference.map(|wish| wish.loss_type);
+    let (base_model, start) = model(state, project, &body.model, loss_type, &mut options).await?;
     let training_file = FileId::from(body.training_file);
     check_file(state, project, "training_file", &training_file).await?;
     let validation_file = body.validation_file.filter(|id| !id.is_empty()).map(FileId::from);
@@ -76,7 +77,7 @@ pub(crate) async fn new_job(
     Ok(NewJob {
         id,
         base_model,
-        start: None,
+        start,
         method,
         training_file,
         validation_file,
@@ -168,20 +169,35 @@ fn check_integrations(integrations: &[Integration]) -> ApiResult<()> {
     ))
 }
 
-async fn base_model(state: &AppState, project: &Project, name: &str) -> ApiResult<ModelId> {
-    match models::get(&state.store.db, project, &name.into()).await {
-        Ok(row) if row.kind == ModelKind::Base => Ok(row.id),
-        Ok(row) => Err(ApiError::invalid_value(
-            "model",
-            format!(
-                "{name} is a tuned model, and this server cannot train one further. Its base \
-                 model is {}.",
-                row.base_model
-            ),
-        )),
-        Err(store::Error::NotFound(_)) => Err(ApiError::ModelNotTrainable(name.to_owned())),
-        Err(error) => Err(error.into()),
-    }
+/// The base model, and the tuned model to go on from if that is what was named. The options become those of the
+/// model to go on from.
+async fn model(
+    state: &AppState,
+    project: &Project,
+    name: &str,
+    loss_type: Option<LossType>,
+    options: &mut TrainingOptions,
+) -> ApiResult<(ModelId, Option<StartModel>)> {
+    let row = match models::get(&state.store.db, project, &name.into()).await {
+        Ok(row) => row,
+        Err(store::Error::NotFound(_)) => {
+            return Err(ApiError::ModelNotTrainable(name.to_owned()));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let is_reward = loss_type == Some(LossType::Reward);
+    let (Some(checkpoint), Some(trained)) = (row.checkpoint_id, row.trained_with) else {
+        if row.kind != ModelKind::Base {
+            return Err(ApiError::ModelNotTrainable(name.to_owned()));
+        }
+        if is_reward {
+            choose_for_reward(options, "finetuned")?;
+        }
+        return Ok((row.id, None));
+    };
+    start::check_method(name, &trained, is_reward)?;
+    *options = start::continued(options, &trained, "finetuned")?;
+    Ok((row.base_model, Some(StartModel { model: row.id, checkpoint })))
 }
 
 async fn check_file(
@@ -219,7 +235,10 @@ pub(crate) fn creation_error(error: store::Error, new: &NewJob) -> ApiError {
             param: "validation_file",
             id: new.validation_file.as_ref().map(ToString::to_string).unwrap_or_default(),
         },
-        store::Error::NotFound(_) => ApiError::ModelNotTrainable(new.base_model.to_string()),
+        store::Error::NotFound(_) => {
+            let model = new.start.as_ref().map_or(&new.base_model, |start| &start.model);
+            ApiError::ModelNotTrainable(model.to_string())
+        }
         other => other.into(),
     }
 }
@@ -227,6 +246,7 @@ pub(crate) fn creation_error(error: store::Error, new: &NewJob) -> ApiError {
 /// Whether a repeated call asks for what the first one got.
 pub(crate) fn check_same(first: &JobRow, again: &NewJob) -> ApiResult<()> {
     let is_same = first.base_model == again.base_model
+        && first.start == again.start
         && first.method == again.method
         && first.training_file == again.training_file
         && first.validation_file == again.validation_file

@@ -167,13 +167,14 @@ struct AdapterRecord {
     files: Json<Vec<ManifestFile>>,
     quantization: Option<Json<Quantization>>,
     precision: Option<Json<Precision>>,
+    created_at: OffsetDateTime,
 }
 
 async fn adapter(db: &Db, project: Option<&str>, id: &ModelId) -> Result<Option<AdapterRecord>> {
     let record = sqlx::query_as(
         "select m.project_id, m.base_model, m.job_id, m.checkpoint_id, m.digest, m.files,
                 m.trained_with -> 'quantization' as quantization,
-                m.trained_with -> 'precision' as precision
+                m.trained_with -> 'precision' as precision, m.created_at
          from models m
          where m.id = $1 and ($2::text is null or m.project_id = $2 or exists (
              select 1 from checkpoint_permissions where model = $1 and grantee_id = $2))",
@@ -199,6 +200,44 @@ pub async fn resolve(db: &Db, project: &Project, id: &ModelId) -> Result<Resolve
     let precision = record.precision.map_or(Precision::Fp32, |value| value.0);
     let adapter = Some(AdapterRef { model_id: id.clone(), digest, files });
     Ok(Resolved { base, adapter, quantization, precision })
+}
+
+/// All files of a model, and where they lie.
+#[derive(Debug, Clone)]
+pub struct StoredModel {
+    pub base: BaseModelRow,
+    /// Of a tuned model: an adapter's, or those of a whole model. None is the base model itself.
+    pub tuned: Option<Vec<(BlobKey, ManifestFile)>>,
+    pub created_at: OffsetDateTime,
+}
+
+/// The files of a model. `NotFound` for an unknown one, and for one whose base model is gone.
+pub async fn stored(db: &Db, project: &Project, id: &ModelId) -> Result<StoredModel> {
+    let Some(record) = adapter(db, Some(project.id.as_str()), id).await? else {
+        let base = base_models::get(db, project, id).await?;
+        let created_at = base.created_at;
+        return Ok(StoredModel { base, tuned: None, created_at });
+    };
+    let key = |name: &str| BlobKey::CheckpointFile {
+        project: record.project_id.as_str().into(),
+        job: record.job_id.as_str().into(),
+        checkpoint: record.checkpoint_id.as_str().into(),
+        name: name.to_owned(),
+    };
+    let files = record.files.iter().map(|file| (key(&file.name), file.clone())).collect();
+    let base = base_models::get_for_workers(db, &record.base_model.as_str().into()).await?;
+    Ok(StoredModel { base, tuned: Some(files), created_at: record.created_at })
+}
+
+/// The files of a tuned model, for a run that goes on from it.
+pub(crate) async fn files_of(tx: &mut PgConnection, id: &ModelId) -> Result<AdapterRef> {
+    let found: Option<(String, Json<Vec<ManifestFile>>)> =
+        sqlx::query_as("select digest, files from models where id = $1")
+            .bind(id.as_str())
+            .fetch_optional(tx)
+            .await?;
+    let (digest, files) = found.ok_or(Error::NotFound("model to start from"))?;
+    Ok(AdapterRef { model_id: id.clone(), digest, files: files.0 })
 }
 
 /// Where a file of a stored adapter lies; for workers, who serve all projects.

@@ -1,12 +1,13 @@
-//! From a claimed run to files on this machine: the user's data, the checkpoint to go on from, the
-//! base model, and the plan that names them.
+//! From a claimed run to files on this machine: the user's data, the tuned model to start from, the
+//! checkpoint to go on from, the base model, and the plan that names them.
 //!
 //! Everything of a run lies below one scratch folder, which disappears with it.
 
 use std::path::{Path, PathBuf};
 
 use domain::TrainingPlan;
-use domain::internal::{ClaimedRun, ManifestFile, StagedFile};
+use domain::internal::{ClaimedRun, ManifestFile, StagedFile, model_files};
+use domain::plan::StartWeights;
 
 use crate::client::Client;
 use crate::lease::Lease;
@@ -26,7 +27,8 @@ impl Scratch {
         let dir = work_dir.join("runs").join(format!("{job}-{}", run.fence));
         let scratch = Self(dir);
         scratch.remove();
-        for folder in [scratch.0.clone(), scratch.output_dir(), scratch.resume_dir()] {
+        let folders = [scratch.output_dir(), scratch.start_dir(), scratch.resume_dir()];
+        for folder in folders {
             std::fs::create_dir_all(&folder).map_err(TransferError::io(&folder))?;
         }
         Ok(scratch)
@@ -34,6 +36,10 @@ impl Scratch {
 
     pub fn output_dir(&self) -> PathBuf {
         self.0.join("checkpoints")
+    }
+
+    fn start_dir(&self) -> PathBuf {
+        self.0.join("start")
     }
 
     fn resume_dir(&self) -> PathBuf {
@@ -82,7 +88,7 @@ pub async fn stage(
     cache: &ModelCache,
     backoff: &Backoff,
 ) -> Result<Staged, TransferError> {
-    let (model_dir, training_file, validation_file, resume_from) = tokio::try_join!(
+    let (model_dir, training_file, validation_file, start_from, resume_from) = tokio::try_join!(
         cache.base_model(client, &run.base_model),
         user_file(&run.training_file, "training.jsonl", scratch, lease, backoff),
         async {
@@ -93,6 +99,7 @@ pub async fn stage(
                 None => Ok(None),
             }
         },
+        start(run, scratch, client, backoff),
         checkpoint(run, scratch, lease, backoff),
     )?;
     let plan = TrainingPlan {
@@ -103,6 +110,7 @@ pub async fn stage(
         training_file,
         validation_file,
         hyperparameters: run.hyperparameters.clone(),
+        start_from,
         resume_from,
         output_dir: scratch.output_dir(),
     };
@@ -119,6 +127,22 @@ async fn user_file(
     let entry =
         ManifestFile { name: name.to_owned(), bytes: file.bytes, sha256: file.sha256.clone() };
     fetch(&entry, &scratch.0, backoff.clone(), || lease.file(&file.file_id)).await
+}
+
+/// The tuned model to go on from. In the run's own folder and not in the cache of adapters, whose folders go when
+/// others come.
+async fn start(
+    run: &ClaimedRun,
+    scratch: &Scratch,
+    client: &Client,
+    backoff: &Backoff,
+) -> Result<Option<StartWeights>, TransferError> {
+    let Some(model) = &run.start_from else { return Ok(None) };
+    let dir = scratch.start_dir();
+    for entry in model_files(&model.files) {
+        fetch(entry, &dir, backoff.clone(), || client.adapter_file(model, &entry.name)).await?;
+    }
+    Ok(Some(StartWeights { dir, digest: model.digest.clone() }))
 }
 
 async fn checkpoint(

@@ -4,8 +4,9 @@
 //! again in the backward pass. The estimate is `domain::memory`'s.
 
 use dataset::Dataset;
-use domain::hyperparameters::GradientCheckpointing;
+use domain::hyperparameters::{GradientCheckpointing, Precision, Tuning};
 use domain::memory::{self, ExtraNorms, ModelShape, Workload};
+use domain::plan::TrainingPlan;
 use domain::report::RunFailure;
 use model::{Decoder, DecoderSpec};
 
@@ -23,6 +24,7 @@ pub fn admit(
 ) -> Result<Option<Happened>, RunFailure> {
     let shape = shape(decoder.spec());
     let data = [Some(&prepared.training), prepared.validation.as_ref()];
+    let reference = reference_bytes(&prepared.plan, &shape);
     let h = &mut prepared.plan.hyperparameters;
     let extra = u64::from(h.rows_per_document());
     let rows = data.into_iter().flatten().map(|data| longest_row(data, extra));
@@ -35,6 +37,7 @@ pub fn admit(
         let rows = u64::from(h.batch_size).min(prepared.training.rows() as u64);
         asked.tokens = asked.tokens.min(rows * longest);
     }
+    let free = free.saturating_sub(reference);
     let needed = memory::estimate(&shape, &asked).required_beside_weights();
     if needed <= free {
         return Ok(None);
@@ -56,6 +59,18 @@ pub fn admit(
         h.gradient_checkpointing.as_str(),
         before.1,
     ))))
+}
+
+/// What a loss takes that compares with a whole tuned model: its weights once more. Adapters are small beside the
+/// margin of the estimate.
+fn reference_bytes(plan: &TrainingPlan, shape: &ModelShape) -> u64 {
+    let h = &plan.hyperparameters;
+    let compares = h.preference.as_deref().is_some_and(|options| options.loss_type.has_reference());
+    if plan.start_from.is_none() || h.tuning != Tuning::Full || !compares {
+        return 0;
+    }
+    // In f32; where it computes in bf16, a copy in that beside it.
+    shape.parameters() * if h.precision == Precision::Bf16 { 6 } else { 4 }
 }
 
 fn too_large(shape: &ModelShape, asked: &Workload, longest: u64, free: u64) -> RunFailure {

@@ -127,6 +127,9 @@ impl Fingerprint {
             ("training_file".to_owned(), training_sha256.to_owned()),
             ("validation_file".to_owned(), validation_sha256.unwrap_or("none").to_owned()),
         ]);
+        if let Some(start) = &plan.start_from {
+            fields.insert("start_from".to_owned(), start.digest.clone());
+        }
         let hyperparameters = serde_json::to_value(&plan.hyperparameters)
             .expect("hyperparameters are plain data with text keys");
         for (name, value) in hyperparameters.as_object().into_iter().flatten() {

@@ -127,7 +127,10 @@ impl Run {
         let Restored { mut state, adapter, optimizer, best_values } = match &plan.resume_from {
             Some(folder) => checkpoint::read(folder, &fingerprint, decoder, h.optimizer)?,
             None => {
-                let adapter = adapter::fresh(&plan, init_ids, decoder)?;
+                let adapter = match &plan.start_from {
+                    Some(start) => adapter::started(&plan, start, decoder)?,
+                    None => adapter::fresh(&plan, init_ids, decoder)?,
+                };
                 let optimizer = Optimizer::new(h.optimizer, &adapter, decoder.device());
                 let state = State::new(&plan, fingerprint);
                 Restored { state, adapter, optimizer, best_values: None }
@@ -136,7 +139,10 @@ impl Run {
         state.fence = plan.fence;
         let saved_step = state.step;
         let (max_tokens, extra) = (h.max_seq_len as usize, h.rows_per_document());
-        let rows = |data| Rows::new(data, max_tokens).with_rows_per_document(extra);
+        let start = adapter::reference(&plan, decoder)?;
+        let rows = |data| {
+            Rows::new(data, max_tokens).with_rows_per_document(extra).with_start(start.clone())
+        };
         let training = Training {
             total_steps: u64::from(h.n_epochs) * data.steps_per_epoch(h.batch_size as usize),
             micro_batch_tokens: h.micro_batch_tokens as usize,

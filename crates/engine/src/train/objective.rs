@@ -3,6 +3,8 @@
 //! The loop around it is the same for every method (`step`, `evaluate`); they differ here, in what their
 //! rows are and in their loss.
 
+use std::rc::Rc;
+
 use dataset::{Dataset, Example, PackedRows, Room, pack, pack_rows};
 use domain::preference::Preference;
 use model::{Adapter, Batch, BatchError, Decoder, Gradients, Groups, PassOptions, TargetLog};
@@ -31,7 +33,9 @@ pub struct Rows {
     max_tokens: usize,
     /// Rows that each sequence takes in a pass beside its tokens.
     rows_per_document: usize,
-    /// For each row, log p of its answers without the adapter, once they were needed.
+    /// The model that losses with a reference compare with; none is the base model.
+    start: Option<Rc<Adapter>>,
+    /// For each row, log p of its answers by that model, once they were needed.
     references: Vec<Option<[f64; 2]>>,
 }
 
@@ -58,7 +62,13 @@ enum Part {
 
 impl Rows {
     pub fn new(data: Dataset, max_tokens: usize) -> Self {
-        Self { references: vec![None; data.rows()], max_tokens, rows_per_document: 0, data }
+        let references = vec![None; data.rows()];
+        Self { start: None, references, max_tokens, rows_per_document: 0, data }
+    }
+
+    /// For a run that goes on from a tuned model: that model is the reference.
+    pub fn with_start(self, start: Option<Rc<Adapter>>) -> Self {
+        Self { start, ..self }
     }
 
     /// For adapters with virtual tokens among a batch's rows.
@@ -66,7 +76,7 @@ impl Rows {
         Self { rows_per_document: rows as usize, ..self }
     }
 
-    /// log p of a row's answers without the adapter. They are computed once per row, and for the row by
+    /// log p of a row's answers by the model at the start. They are computed once per row, and for the row by
     /// itself: the company of other rows may change the last bit, and a run that was resumed has met them in
     /// other company.
     fn reference(&mut self, decoder: &Decoder, row: u32) -> Result<[f64; 2], BatchError> {
@@ -77,7 +87,7 @@ impl Rows {
         let mut sums = [0.0; 2];
         for alone in pack_rows(&[self.data.row(row)], usize::MAX) {
             let micro_batch = MicroBatch::of_rows(alone, &[row as u32], Part::Learning);
-            let logs = decoder.target_logs(&micro_batch.batch, None)?;
+            let logs = decoder.target_logs(&micro_batch.batch, self.start.as_deref())?;
             for (sum, answer) in sums.iter_mut().zip(micro_batch.answers(&logs)) {
                 *sum = answer.log_p;
             }
@@ -102,19 +112,19 @@ impl MicroBatch {
         if self.part == Part::Learning { self.batch.target_ids.len() as u64 } else { 0 }
     }
 
-    /// Adds what the adapter adds to these answers.
+    /// Adds what training has added to these answers.
     fn measure_baseline(
         &self,
         is_first: bool,
         decoder: &Decoder,
-        adapter: &Adapter,
+        (adapter, start): (&Adapter, Option<&Adapter>),
         sums: &mut Sums,
     ) -> Result<(), BatchError> {
         if is_first {
             sums.reset_baseline();
         }
         let logs = decoder.target_logs(&self.batch, Some(adapter))?;
-        let base = decoder.target_logs(&self.batch, None)?;
+        let base = decoder.target_logs(&self.batch, start)?;
         for (with, without) in self.answers(&logs).zip(self.answers(&base)) {
             sums.add_to_baseline(with.log_p - without.log_p);
         }
@@ -203,7 +213,8 @@ impl Objective {
         sums: &mut Sums,
     ) -> Result<(), BatchError> {
         if let Part::Baseline { is_first } = micro_batch.part {
-            return micro_batch.measure_baseline(is_first, decoder, adapter, sums);
+            let adapters = (adapter, rows.start.as_deref());
+            return micro_batch.measure_baseline(is_first, decoder, adapters, sums);
         }
         let batch = &micro_batch.batch;
         if let Self::Reward(options) = self {
@@ -233,7 +244,8 @@ impl Objective {
         sums: &mut Sums,
     ) -> Result<(), BatchError> {
         if let Part::Baseline { is_first } = micro_batch.part {
-            return micro_batch.measure_baseline(is_first, decoder, adapter, sums);
+            let adapters = (adapter, rows.start.as_deref());
+            return micro_batch.measure_baseline(is_first, decoder, adapters, sums);
         }
         if let Self::Reward(options) = self {
             enter_scores(options, &decoder.scores(&micro_batch.batch, adapter)?, sums);

@@ -301,6 +301,7 @@ pub fn plan(output: &Folder, name: &str) -> TrainingPlan {
             preference: None,
             seed: 7,
         },
+        start_from: None,
         resume_from: None,
         output_dir: output.path().join(name),
     }

@@ -67,7 +67,7 @@ impl LoraOptions {
         alpha / if self.rslora { rank.sqrt() } else { rank }
     }
 
-    fn check(&self) -> Result<(), AdapterError> {
+    pub(super) fn check(&self) -> Result<(), AdapterError> {
         let invalid = |message: String| Err(AdapterError::Invalid(message));
         let ranks = self.rank_pattern.iter().map(|(_, rank)| i64::from(rank));
         if let Some(rank) = ranks.chain([self.rank]).find(|rank| !(1..=1024).contains(rank)) {

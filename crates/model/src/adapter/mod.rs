@@ -314,6 +314,18 @@ impl Adapter {
         }
     }
 
+    /// Sets the dropout of a LoRA adapter: a matter of training, not of what it computes.
+    ///
+    /// # Errors
+    /// A share out of range, or beside weight decomposition.
+    pub fn set_dropout(&mut self, dropout: f64) -> Result<(), AdapterError> {
+        let Kind::Lora(lora) = &mut self.kind else { return Ok(()) };
+        let options = LoraOptions { dropout, ..lora.options.clone() };
+        options.check()?;
+        lora.options = options;
+        Ok(())
+    }
+
     /// On the inputs of what stands beside products, while training.
     pub(crate) fn dropout(&self) -> f64 {
         self.lora().map_or(0.0, |options| options.dropout)

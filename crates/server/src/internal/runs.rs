@@ -78,6 +78,7 @@ fn claimed_run(state: &AppState, claimed: ClaimedJob) -> ClaimedRun {
         training_file: staged(claimed.training_file),
         validation_file: claimed.validation_file.map(staged),
         hyperparameters: claimed.hyperparameters,
+        start_from: claimed.start_from,
         resume_from: claimed.resume_from,
     }
 }

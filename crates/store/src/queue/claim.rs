@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use domain::hyperparameters::Precision;
-use domain::internal::{BaseModel, CheckpointManifest};
+use domain::internal::{AdapterRef, BaseModel, CheckpointManifest};
 use domain::plan::ResolvedHyperparameters;
 use serde_json::Value;
 use sqlx::PgConnection;
@@ -16,6 +16,7 @@ use crate::db::{Db, Lane};
 use crate::error::{Error, Result};
 use crate::files::{self, FileRow};
 use crate::jobs::{self, JobError, JobRow};
+use crate::models;
 
 /// Claims of all servers take turns under this advisory lock, so that the count of running jobs per project
 /// is exact. Claims are rare.
@@ -30,6 +31,8 @@ pub struct ClaimedJob {
     pub base_model: BaseModel,
     pub training_file: FileRow,
     pub validation_file: Option<FileRow>,
+    /// The tuned model that the job goes on from.
+    pub start_from: Option<AdapterRef>,
     pub resume_from: Option<CheckpointManifest>,
 }
 
@@ -183,6 +186,10 @@ async fn assemble(
         Some(file) => Some(files::of_job(tx, project, file.as_str()).await?),
         None => None,
     };
+    let start_from = match &job.start {
+        Some(start) => Some(models::files_of(tx, &start.model).await?),
+        None => None,
+    };
     let resume_from = resume::latest(tx, id).await?.map(|record| record.to_manifest());
     let (quantization, precision) = (hyperparameters.quantization, hyperparameters.precision);
     let base_model = BaseModel { quantization, precision, ..model.to_manifest() };
@@ -193,6 +200,7 @@ async fn assemble(
         base_model,
         training_file,
         validation_file,
+        start_from,
         resume_from,
     })
 }

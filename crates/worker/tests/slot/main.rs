@@ -88,6 +88,7 @@ impl Harness {
             },
             validation_file: None,
             hyperparameters: hyperparameters(),
+            start_from: None,
             resume_from: None,
         };
         self.fake.change(|state| {
