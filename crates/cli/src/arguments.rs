@@ -47,7 +47,7 @@ pub enum Command {
     /// Create and list projects
     #[command(subcommand)]
     Projects(Projects),
-    /// Import, list and remove base models
+    /// Import, export, list and remove models
     #[command(subcommand)]
     Models(Models),
     /// List, show and cancel jobs
@@ -160,6 +160,20 @@ pub enum Models {
         path: PathBuf,
         /// The folder to make
         folder: PathBuf,
+    },
+    /// Write a model's files into a new folder: an adapter in PEFT's format, or a whole model
+    Export {
+        /// A base model, a tuned model or a checkpoint
+        id: String,
+        /// The folder to make
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// Merge an adapter into its base model
+        #[arg(long)]
+        merged: bool,
+        /// Of this project, as `projects list` shows it; default: the default project
+        #[arg(long, value_name = "ID")]
+        project: Option<String>,
     },
     /// List base models
     List {

@@ -68,6 +68,13 @@ impl Backend {
         }
     }
 
+    /// The project that was named, else the default one.
+    pub async fn project_or_default(&self, id: Option<String>) -> Result<Project> {
+        let Some(id) = id else { return Ok(self.project.clone()) };
+        let found = store::projects::get(&self.store.db, &self.project, &id.as_str().into()).await;
+        found.with_context(|| format!("'{id}': `finetuned projects list` shows what there is"))
+    }
+
     pub async fn close(self) {
         self.store.db.close().await;
         stop(self.private).await;

@@ -28,6 +28,7 @@ mod start;
 mod state;
 mod tuning;
 mod upload_turns;
+pub mod weights;
 mod wire;
 
 use store::Store;

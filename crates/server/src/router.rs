@@ -79,6 +79,7 @@ fn api() -> OpenApiRouter<AppState> {
         .routes(routes!(evals::retrieve_item))
         .routes(routes!(models::list))
         .routes(routes!(models::retrieve, models::delete))
+        .routes(routes!(models::weights))
         .routes(routes!(completions::create))
 }
 

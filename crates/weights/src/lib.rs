@@ -18,6 +18,7 @@ mod files;
 pub mod gguf;
 mod import;
 mod map;
+pub mod merge;
 mod model_folder;
 pub mod nf4;
 pub mod peft;

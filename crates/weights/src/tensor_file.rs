@@ -17,9 +17,9 @@ use crate::files::read_limited;
 use crate::map::map_file;
 use crate::{FileError, MODEL_FILE};
 
-const LENGTH_BYTES: usize = 8;
+pub(crate) const LENGTH_BYTES: usize = 8;
 /// A header of the largest published models has a few hundred kilobytes.
-const MAX_HEADER_BYTES: u64 = 32 << 20;
+pub(crate) const MAX_HEADER_BYTES: u64 = 32 << 20;
 const MAX_INDEX_BYTES: u64 = 32 << 20;
 const MAX_TENSORS: usize = 100_000;
 const MAX_SHARDS: usize = 1_000;

@@ -107,6 +107,19 @@ fn byte_size(dtype: Dtype, shape: &[usize]) -> Option<usize> {
     bits.is_multiple_of(8).then_some(bits / 8)
 }
 
+/// All that stands before the tensors of a file that holds these, in this order; `None` when the size of one is not
+/// whole bytes.
+pub(crate) fn file_header(tensors: Vec<(String, Dtype, Vec<usize>)>) -> Option<Vec<u8>> {
+    let mut entries = Vec::with_capacity(tensors.len());
+    for (name, dtype, shape) in tensors {
+        let bytes = byte_size(dtype, &shape)?;
+        entries.push(Entry { name, dtype, shape, bytes, data: () });
+    }
+    let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+    let header = header(&entries, &metadata);
+    Some([&(header.len() as u64).to_le_bytes(), header.as_slice()].concat())
+}
+
 fn header<D>(entries: &[Entry<D>], metadata: &BTreeMap<String, String>) -> Vec<u8> {
     let mut map = Map::new();
     if !metadata.is_empty() {

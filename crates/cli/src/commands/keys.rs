@@ -1,9 +1,9 @@
 //! `finetuned keys`: secrets are made here, shown once, and kept nowhere.
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use domain::ApiKeyId;
 use serde_json::json;
-use store::{KeyKind, Project, projects};
+use store::KeyKind;
 
 use crate::arguments::{KeyKind as Kind, Keys};
 use crate::backend::{Absent, Backend};
@@ -35,7 +35,7 @@ async fn act(backend: &Backend, command: Keys) -> Result<()> {
     let db = &backend.store.db;
     match command {
         Keys::Create { name, kind, project } => {
-            let project = &chosen(backend, project).await?;
+            let project = &backend.project_or_default(project).await?;
             let kind = match kind {
                 Kind::Project => KeyKind::Project,
                 Kind::Worker => KeyKind::Worker,
@@ -46,7 +46,7 @@ async fn act(backend: &Backend, command: Keys) -> Result<()> {
             output::line(secret)?;
         }
         Keys::List { project, json: is_json } => {
-            let rows = store::keys::list(db, &chosen(backend, project).await?).await?;
+            let rows = store::keys::list(db, &backend.project_or_default(project).await?).await?;
             if is_json {
                 let keys: Vec<_> = rows
                     .iter()
@@ -79,17 +79,10 @@ async fn act(backend: &Backend, command: Keys) -> Result<()> {
             }
         }
         Keys::Revoke { id, project } => {
-            let project = &chosen(backend, project).await?;
+            let project = &backend.project_or_default(project).await?;
             let row = store::keys::revoke(db, project, &ApiKeyId::from(id)).await?;
             output::line(format_args!("revoked {}", row.id))?;
         }
     }
     Ok(())
-}
-
-/// The project that was named, else the default one.
-async fn chosen(backend: &Backend, id: Option<String>) -> Result<Project> {
-    let Some(id) = id else { return Ok(backend.project.clone()) };
-    let found = projects::get(&backend.store.db, &backend.project, &id.as_str().into()).await;
-    found.with_context(|| format!("'{id}': `finetuned projects list` shows what there is"))
 }

@@ -6,9 +6,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use domain::ModelId;
+use futures::StreamExt as _;
 use serde_json::json;
+use server::weights::ModelFiles;
 use store::base_models::{self, BaseModelRow, NewBaseModel};
 use store::{Project, Store};
+use tokio::io::AsyncWriteExt as _;
 
 use crate::arguments::Models;
 use crate::backend::{Absent, Backend};
@@ -22,7 +25,7 @@ pub async fn run(config: &Config, command: Models) -> Result<()> {
     }
     let absent = match command {
         Models::Import { .. } | Models::Convert { .. } => Absent::Create,
-        Models::List { .. } | Models::Remove { .. } => Absent::Refuse,
+        Models::List { .. } | Models::Remove { .. } | Models::Export { .. } => Absent::Refuse,
     };
     let backend = Backend::open(config, absent).await?;
     let result = act(&backend, command).await;
@@ -54,6 +57,10 @@ async fn act(backend: &Backend, command: Models) -> Result<()> {
                 output::millions(row.parameters)
             ))?;
         }
+        Models::Export { id, out, merged, project } => {
+            let project = backend.project_or_default(project).await?;
+            export(store, &project, &id, &out, merged).await?;
+        }
         Models::List { json: is_json } => {
             let rows = base_models::list(&store.db, project).await?;
             if is_json {
@@ -79,6 +86,35 @@ async fn act(backend: &Backend, command: Models) -> Result<()> {
                 .with_context(|| format!("cannot remove '{name}'"))?;
             output::line(format_args!("removed {name}"))?;
         }
+    }
+    Ok(())
+}
+
+/// Writes a model's files into a folder that is made for it.
+async fn export(
+    store: &Store,
+    project: &Project,
+    id: &str,
+    out: &Path,
+    is_merged: bool,
+) -> Result<()> {
+    let model = ModelFiles::of(store, project, &ModelId::from(id), is_merged)
+        .await
+        .with_context(|| format!("cannot export '{id}'"))?;
+    fs::create_dir(out).with_context(|| format!("cannot make the folder {}", out.display()))?;
+    for file in &model.files {
+        let path = out.join(&file.name);
+        let written = async {
+            let mut content = model.read(file);
+            let mut to = tokio::fs::File::create(&path).await?;
+            while let Some(chunk) = content.next().await {
+                to.write_all(&chunk?).await?;
+            }
+            to.sync_all().await?;
+            anyhow::Ok(())
+        };
+        written.await.with_context(|| format!("cannot write {}", path.display()))?;
+        output::line(format_args!("{} ({} bytes)", path.display(), file.bytes))?;
     }
     Ok(())
 }

@@ -10,5 +10,5 @@ pub(crate) mod upload;
 
 pub(crate) use auth::{Caller, Worker};
 pub(crate) use json::Json;
-pub(crate) use page::{Filters, Page};
+pub(crate) use page::{Filters, Flag, Page};
 pub(crate) use path::{Id, Ids, Segments};

@@ -1,5 +1,7 @@
 //! Query strings of lists: `after`, `limit`, `order`, `purpose`, and `metadata[key]=value` filters.
 
+use std::marker::PhantomData;
+
 use axum::extract::{FromRequestParts, Query};
 use axum::http::request::Parts;
 
@@ -111,6 +113,33 @@ impl FromRequestParts<AppState> for Filters {
             }
         }
         Ok(if wanted.is_empty() { Self::All } else { Self::Metadata(wanted) })
+    }
+}
+
+/// A parameter that says yes or no.
+pub(crate) struct Flag<N> {
+    pub is_set: bool,
+    name: PhantomData<N>,
+}
+
+/// The name of a [`Flag`].
+pub(crate) trait FlagName {
+    const NAME: &'static str;
+}
+
+impl<N: FlagName> FromRequestParts<AppState> for Flag<N> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &AppState) -> Result<Self, ApiError> {
+        let given = pairs(parts)?.into_iter().rev().find(|(key, _)| key == N::NAME);
+        let is_set = match given.as_ref().map(|(_, value)| value.as_str()) {
+            None | Some("false" | "0" | "") => false,
+            Some("true" | "1") => true,
+            Some(other) => {
+                return Err(ApiError::unsupported_value(N::NAME, other, &["true", "false"]));
+            }
+        };
+        Ok(Self { is_set, name: PhantomData })
     }
 }
 

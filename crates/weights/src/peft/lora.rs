@@ -102,6 +102,13 @@ impl LoraConfig {
         self.rank_pattern.get(module).unwrap_or(self.r)
     }
 
+    /// What the update of one module is multiplied by.
+    pub fn scale_of(&self, module: &str) -> f64 {
+        let rank = f64::from(self.rank_of(module));
+        let alpha = self.alpha_pattern.get(module).unwrap_or(self.lora_alpha);
+        alpha / if self.use_rslora { rank.sqrt() } else { rank }
+    }
+
     /// From the fields of `adapter_config.json`.
     pub(super) fn from_fields(mut fields: Map<String, Value>) -> Result<Self, String> {
         let scores = fields.get("task_type").is_some_and(|task| task == SEQUENCE_SCORES);

@@ -6,7 +6,7 @@ use crate::json::Json;
 /// Our crates, each with those of ours that it may use.
 const OURS: [(&str, &[&str]); 12] = [
     ("cli", &["server", "worker", "store", "weights", "domain"]),
-    ("server", &["store", "dataset", "graders", "domain"]),
+    ("server", &["store", "dataset", "graders", "weights", "domain"]),
     ("worker", &["domain"]),
     ("engine", &["domain", "dataset", "model", "kernels", "weights"]),
     ("store", &["domain"]),
