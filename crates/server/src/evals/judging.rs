@@ -89,7 +89,10 @@ impl Judging<'_> {
         for attempt in 1.. {
             let graded =
                 grading::grade(self.state, self.project, &criterion.grader, item, sample).await;
-            if attempt == JUDGE_ATTEMPTS || !graded.errors.has(Failure::ModelServer) {
+            // One that was too slow once would be so again.
+            let is_passing = graded.errors.has(Failure::ModelServer)
+                && !graded.errors.has(Failure::UnresponsiveReward);
+            if attempt == JUDGE_ATTEMPTS || !is_passing {
                 return graded;
             }
             tokio::time::sleep(JUDGE_PAUSE).await;
