@@ -220,6 +220,17 @@ pub(crate) async fn of_job(tx: &mut PgConnection, project: &str, id: &str) -> Re
     record.map(Into::into).ok_or(Error::NotFound("file"))
 }
 
+/// The file that an eval run reads; also one that has expired meanwhile.
+pub async fn of_run(db: &Db, project: &Project, id: &FileId) -> Result<FileRow> {
+    let record: Option<FileRecord> =
+        sqlx::query_as("select * from files where id = $1 and project_id = $2")
+            .bind(id.as_str())
+            .bind(project.id.as_str())
+            .fetch_optional(&db.pool)
+            .await?;
+    record.map(Into::into).ok_or(Error::NotFound("file"))
+}
+
 /// The project's files, by creation.
 pub async fn list(
     db: &Db,
@@ -279,7 +290,7 @@ fn blob_key(project: &ProjectId, file: &FileId) -> BlobKey {
     BlobKey::File { project: project.clone(), file: file.clone() }
 }
 
-/// Removes a file; `Conflict::FileInUse` while a job that has not ended uses it.
+/// Removes a file; a conflict while a job or an eval run that has not ended uses it.
 pub async fn delete(store: &Store, project: &Project, id: &FileId) -> Result<()> {
     let args = (project.clone(), id.clone());
     let blobs = store
@@ -308,22 +319,36 @@ async fn delete_row(tx: &mut PgConnection, project: &Project, id: &FileId) -> Re
     .fetch_optional(&mut *tx)
     .await?
     .ok_or(Error::NotFound("file"))?;
-    if let Some(job) = user(tx, &record).await? {
-        return Err(Conflict::FileInUse(job.into()).into());
+    if let Some(conflict) = user(tx, &record).await? {
+        return Err(conflict.into());
     }
     remove(tx, &record, "deleted").await
 }
 
-/// A job that has not ended and needs the file. The file's row is locked, so none can be created meanwhile.
-async fn user(tx: &mut PgConnection, file: &FileRecord) -> Result<Option<String>> {
+/// The job or the eval run that has not ended and needs the file. The file's row is locked, so none can be
+/// created meanwhile.
+async fn user(tx: &mut PgConnection, file: &FileRecord) -> Result<Option<Conflict>> {
     let statement = sqlx::AssertSqlSafe(format!(
         "select j.id from jobs j join job_details d on d.job_id = j.id
          where j.project_id = $2 and $1 in (d.training_file, d.validation_file)
            and j.status in {OPEN} order by j.id limit 1"
     ));
-    let user: Option<(String,)> =
-        sqlx::query_as(statement).bind(&file.id).bind(&file.project_id).fetch_optional(tx).await?;
-    Ok(user.map(|(job,)| job))
+    let job: Option<(String,)> = sqlx::query_as(statement)
+        .bind(&file.id)
+        .bind(&file.project_id)
+        .fetch_optional(&mut *tx)
+        .await?;
+    if let Some((job,)) = job {
+        return Ok(Some(Conflict::FileInUse(job.into())));
+    }
+    let run: Option<(String,)> = sqlx::query_as(
+        "select id from eval_runs
+         where source_file = $1 and status in ('queued', 'in_progress') order by id limit 1",
+    )
+    .bind(&file.id)
+    .fetch_optional(tx)
+    .await?;
+    Ok(run.map(|(run,)| Conflict::FileInEvalRun(run.into())))
 }
 
 /// The row goes, and its content is given over to removal: the paths.
@@ -338,7 +363,7 @@ async fn remove(tx: &mut PgConnection, file: &FileRecord, reason: &str) -> Resul
     Ok(paths)
 }
 
-/// Removes files whose time is over, except where a job that has not ended needs them.
+/// Removes files whose time is over, except where a job or an eval run that has not ended needs them.
 pub(crate) async fn expire(tx: &mut PgConnection) -> Result<()> {
     let statement = sqlx::AssertSqlSafe(format!(
         "select f.* from files f
@@ -346,6 +371,8 @@ pub(crate) async fn expire(tx: &mut PgConnection) -> Result<()> {
              select 1 from jobs j join job_details d on d.job_id = j.id
              where j.project_id = f.project_id and f.id in (d.training_file, d.validation_file)
                    and j.status in {OPEN})
+           and not exists (select 1 from eval_runs r where r.source_file = f.id
+                           and r.status in ('queued', 'in_progress'))
          order by f.expires_at limit 100 for update skip locked"
     ));
     let over: Vec<FileRecord> = sqlx::query_as(statement).fetch_all(&mut *tx).await?;

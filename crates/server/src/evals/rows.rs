@@ -4,6 +4,7 @@ use bytes::{Bytes, BytesMut};
 use futures::stream::{self, BoxStream};
 use futures::{Stream, StreamExt, TryStreamExt};
 use serde_json::Value;
+use store::files;
 
 use super::plan::Source;
 use super::schema::Schema;
@@ -47,7 +48,8 @@ pub(crate) async fn open(
             Ok(stream::iter(read).boxed())
         }
         Source::File(id) => {
-            let (_, reader) = store::files::open(&state.store, project, &id, None).await?;
+            let file = files::of_run(&state.store.db, project, &id).await?;
+            let reader = files::read(&state.store, &file, None).await?;
             Ok(lines(reader.stream).boxed())
         }
     }

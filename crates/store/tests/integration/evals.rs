@@ -9,7 +9,7 @@ use store::evals::items::{self, Verdict};
 use store::evals::runs::{self, ModelUsage, NewRun, RunError, RunRow, RunStatus};
 use store::evals::{self, EvalChange, EvalRow, NewEval, OrderBy};
 use store::testing::TestStore;
-use store::{Error, Order, PageQuery, Project};
+use store::{Error, Order, PageQuery, Project, files, garbage};
 
 use crate::common::{TTL, upload};
 
@@ -323,10 +323,19 @@ async fn runs_need_their_eval_and_their_file() {
     assert!(matches!(refused, Err(Error::NotFound("file"))));
     let made = create(project, &eval.id, Some(file.as_str())).await.unwrap();
     assert_eq!(made.status, RunStatus::Queued);
+    // Until the run has ended, its file stays: deleted by nobody, and read beyond its time.
+    let refused = files::delete(&test.store, project, &file).await.unwrap_err();
+    assert!(refused.to_string().contains(made.id.as_str()), "{refused}");
+    test.sql("update files set expires_at = created_at").await.unwrap();
+    garbage::collect(&test.store, 9).await.unwrap();
+    assert_eq!(files::of_run(db, project, &file).await.unwrap().id, file);
+    runs::cancel(db, project, &eval.id, &made.id).await.unwrap();
+    garbage::collect(&test.store, 9).await.unwrap();
+    assert!(files::of_run(db, project, &file).await.is_err());
     let by = async |status| {
         runs::list(db, project, &eval.id, Some(status), &oldest(5)).await.unwrap().data.len()
     };
-    assert_eq!((by(RunStatus::Queued).await, by(RunStatus::Completed).await), (1, 0));
+    assert_eq!((by(RunStatus::Canceled).await, by(RunStatus::Completed).await), (1, 0));
 }
 
 #[tokio::test]
