@@ -215,7 +215,9 @@ fn the_reference_of_preferences_is_the_start_as_trl_has_it() {
 }
 
 /// What a model can be tuned as.
-fn tunings() -> [(&'static str, fn(&mut TrainingPlan)); 6] {
+type Change = fn(&mut TrainingPlan);
+
+fn tunings() -> [(&'static str, Change); 6] {
     fn virtual_tokens(plan: &mut TrainingPlan, tuning: Tuning) {
         plan.hyperparameters.tuning = tuning;
         plan.hyperparameters.virtual_tokens = Some(VirtualTokens { count: 4, init_text: None });
