@@ -78,6 +78,38 @@ def test_the_engine_is_killed(server, client, running, undisturbed):
     assert server.process.is_running()
 
 
+def test_a_run_from_a_tuned_model_ends_with_the_same_bytes(server, client, undisturbed, tmp_path):
+    start = next(model.id for model in client.models.list() if model.id.startswith("ft:"))
+    pair = {
+        "input": {"messages": [{"role": "user", "content": "What colour is snow?"}]},
+        "preferred_output": [{"role": "assistant", "content": "zebra"}],
+        "non_preferred_output": [{"role": "assistant", "content": "white as ever"}],
+    }
+    file = jobs.upload(client, jobs.jsonl([pair] * 12))
+    wish = {"n_epochs": 1, "batch_size": 2, "beta": 0.5}
+
+    def create():
+        return client.fine_tuning.jobs.create(
+            model=start,
+            training_file=file.id,
+            seed=7,
+            method={"type": "dpo", "dpo": {"hyperparameters": wish}},
+            extra_body={"finetuned": {"checkpoint_steps": 2, "learning_rate": 1e-4}},
+        )
+
+    straight = jobs.succeed(client, create().id)
+    broken = create()
+    jobs.wait_for_step(client, broken.id, 3)
+    os.kill(daemon.engine_pid(server), signal.SIGKILL)
+    broken = jobs.succeed(client, broken.id)
+    assert jobs.result_csv(client, broken) == jobs.result_csv(client, straight)
+    assert any(text.startswith("Fine-tuning job started again after step") for text in jobs.texts(client, broken.id))
+    for name, job in (("straight", straight), ("broken", broken)):
+        server.command("models", "export", job.fine_tuned_model, "--out", tmp_path / name)
+    weights = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("straight", "broken")]
+    assert weights[0] == weights[1]
+
+
 def test_postgres_is_killed(server, client, running, undisturbed):
     os.kill(daemon.postgres_pid(server), signal.SIGKILL)
     # The run itself goes on meanwhile; what it has to say waits.
