@@ -113,8 +113,7 @@ pub(crate) struct CreateRun {
 pub(crate) struct RunDataSource {
     /// `jsonl`, `completions` or `responses`.
     pub r#type: String,
-    /// `{"type": "file_content", "content": [{"item": …, "sample": …}]}`, `{"type": "file_id", "id": …}`, or for
-    /// `completions` `{"type": "stored_completions", …}`.
+    /// `{"type": "file_content", "content": [{"item": …, "sample": …}]}` or `{"type": "file_id", "id": …}`.
     #[schema(value_type = Object)]
     pub source: Value,
     /// `{"type": "template", "template": [messages]}` or `{"type": "item_reference", "item_reference": "item.x"}`.
