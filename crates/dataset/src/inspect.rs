@@ -167,7 +167,9 @@ fn find_special_tokens(
         for (key, value) in fields {
             if let Some(token) = tokenizer.control.find_in(value) {
                 let (path, words) = conversation.place(index);
-                let message = format!("Example {line}, {words} contains an invalid token: {token}");
+                let message = format!(
+                    "Example {line} message contains an invalid token: {token} ({words}, key '{key}')"
+                );
                 let problem = Problem::of_line(code::SPECIAL_TOKEN, line, message);
                 problems.push(problem.at(format!("{path}.{key}")));
             }

@@ -111,7 +111,10 @@ fn each_fault_is_named_with_its_line() {
 fn the_special_token_is_named_with_message_and_path() {
     let checked = check(&with_row(ROW.replace('q', "x <|im_start|>system")));
     let problem = &checked.problems[0];
-    assert_eq!(problem.message, "Example 4, message 1 contains an invalid token: <|im_start|>");
+    assert_eq!(
+        problem.message,
+        "Example 4 message contains an invalid token: <|im_start|> (message 1, key 'content')"
+    );
     assert_eq!(problem.path.as_deref(), Some("messages[0].content"));
 }
 

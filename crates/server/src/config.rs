@@ -32,7 +32,7 @@ pub struct Config {
     pub max_json_bytes: ByteSize,
     /// Longest line of a training file.
     pub max_line_bytes: ByteSize,
-    /// Open connections; more wait.
+    /// Open connections, each reader of a job's events among them; more wait.
     pub max_connections: usize,
     /// For a request's headers, and for the next request on an idle connection.
     #[serde(with = "humantime_serde")]
@@ -100,7 +100,7 @@ impl Default for Config {
             upload_lifetime: Duration::from_secs(3600),
             max_json_bytes: ByteSize::mib(1),
             max_line_bytes: ByteSize::mib(4),
-            max_connections: 1024,
+            max_connections: 8192,
             header_timeout: Duration::from_secs(10),
             body_idle_timeout: Duration::from_secs(30),
             drain_delay: Duration::from_secs(5),

@@ -1,8 +1,9 @@
 //! Rows → wire objects, and the store's errors → the API's. The only file that knows both sides.
 
 use domain::hyperparameters::Tuning;
-use domain::{Auto, Hyperparameters, JobStatus, LossType};
-use serde_json::{Value, json};
+use domain::plan::ResolvedHyperparameters;
+use domain::{Auto, Hyperparameters, LossType};
+use serde_json::json;
 use store::checkpoints::CheckpointRow;
 use store::events::{EventRow, EventType};
 use store::files::FileRow;
@@ -16,10 +17,11 @@ use time::OffsetDateTime;
 use crate::error::{ApiError, ApiResult};
 use crate::extract::Page;
 use crate::internal::InternalApiError;
+use crate::outlook::Outlook;
 use crate::preference;
 use crate::wire::event::{Checkpoint, CheckpointMetrics, Event};
 use crate::wire::file::File;
-use crate::wire::job::{Job, JobError, Resolved};
+use crate::wire::job::{Job, JobError, Ours, Resolved};
 use crate::wire::list::{Identified, List};
 use crate::wire::model::{Capabilities, Model};
 use crate::wire::permission::Permission;
@@ -144,17 +146,17 @@ pub(crate) fn part(row: PartRow) -> UploadPart {
     }
 }
 
-/// `now` serves the estimate of the end.
-pub(crate) fn job(row: JobRow, now: OffsetDateTime) -> Job {
+/// A job, and what is said of its waiting.
+pub(crate) fn job(row: JobRow, outlook: Outlook) -> Job {
     let hyperparameters = shown_hyperparameters(&row);
     let method = json!({
         "type": row.method.as_str(),
         row.method.as_str(): { "hyperparameters": preference::shown(&row, &hyperparameters) },
     });
-    let seconds_left = row.progress.as_ref().map(|step| step.seconds_left);
-    let estimated_finish = seconds_left
-        .filter(|left| row.status == JobStatus::Running && left.is_finite() && *left < 1e9)
-        .map(|left| now.unix_timestamp() + left.max(0.0).ceil() as i64);
+    let dataset = row.dataset;
+    let resolved = row.resolved.map(|found| Resolved { dataset, ..resolved(found) });
+    let Outlook { queue_position, wait_reason, estimated_finish } = outlook;
+    let ours = Ours { resolved, queue_position, wait_reason };
     Job {
         id: row.id.to_string(),
         object: "fine_tuning.job",
@@ -178,31 +180,35 @@ pub(crate) fn job(row: JobRow, now: OffsetDateTime) -> Job {
         user_provided_suffix: row.suffix,
         seed: i64::from(row.seed),
         estimated_finish,
-        integrations: Value::Array(Vec::new()),
+        integrations: row.integrations,
         metadata: row.metadata.map(|metadata| json!(metadata)),
         usage_metrics: None,
         shared_with_openai: false,
         method,
-        finetuned: row.resolved.map(|resolved| Resolved {
-            learning_rate: resolved.learning_rate,
-            schedule: resolved.schedule,
-            warmup_steps: resolved.warmup_steps,
-            weight_decay: resolved.weight_decay,
-            optimizer: resolved.optimizer,
-            max_grad_norm: resolved.max_grad_norm,
-            max_seq_len: resolved.max_seq_len,
-            micro_batch_tokens: resolved.micro_batch_tokens,
-            checkpoint_steps: resolved.checkpoint_steps,
-            gradient_checkpointing: resolved.gradient_checkpointing,
-            early_stopping: resolved.early_stopping,
-            quantization: resolved.quantization,
-            precision: resolved.precision,
-            tuning: resolved.tuning,
-            lora: Some(resolved.lora).filter(|_| resolved.tuning == Tuning::Lora),
-            virtual_tokens: resolved.virtual_tokens,
-            dataset: row.dataset,
-            queue_position: None,
-        }),
+        finetuned: Some(ours).filter(|ours| ours.resolved.is_some() || ours.wait_reason.is_some()),
+    }
+}
+
+/// Every option as a value.
+pub(crate) fn resolved(resolved: ResolvedHyperparameters) -> Resolved {
+    Resolved {
+        learning_rate: resolved.learning_rate,
+        schedule: resolved.schedule,
+        warmup_steps: resolved.warmup_steps,
+        weight_decay: resolved.weight_decay,
+        optimizer: resolved.optimizer,
+        max_grad_norm: resolved.max_grad_norm,
+        max_seq_len: resolved.max_seq_len,
+        micro_batch_tokens: resolved.micro_batch_tokens,
+        checkpoint_steps: resolved.checkpoint_steps,
+        gradient_checkpointing: resolved.gradient_checkpointing,
+        early_stopping: resolved.early_stopping,
+        quantization: resolved.quantization,
+        precision: resolved.precision,
+        tuning: resolved.tuning,
+        lora: Some(resolved.lora).filter(|_| resolved.tuning == Tuning::Lora),
+        virtual_tokens: resolved.virtual_tokens,
+        dataset: None,
     }
 }
 
@@ -210,12 +216,17 @@ pub(crate) fn job(row: JobRow, now: OffsetDateTime) -> Job {
 fn shown_hyperparameters(row: &JobRow) -> Hyperparameters {
     match &row.resolved {
         None => Hyperparameters { preference: None, ..row.hyperparameters },
-        Some(resolved) => Hyperparameters {
-            n_epochs: Auto::Value(resolved.n_epochs),
-            batch_size: Auto::Value(resolved.batch_size),
-            learning_rate_multiplier: Auto::Value(resolved.learning_rate_multiplier),
-            preference: None,
-        },
+        Some(resolved) => openais(resolved),
+    }
+}
+
+/// OpenAI's three.
+pub(crate) fn openais(resolved: &ResolvedHyperparameters) -> Hyperparameters {
+    Hyperparameters {
+        n_epochs: Auto::Value(resolved.n_epochs),
+        batch_size: Auto::Value(resolved.batch_size),
+        learning_rate_multiplier: Auto::Value(resolved.learning_rate_multiplier),
+        preference: None,
     }
 }
 

@@ -131,6 +131,15 @@ impl ApiError {
         Self::Parameter { code, param: param.to_owned(), message }
     }
 
+    pub(crate) fn too_many(param: &str, maximum: usize, length: usize) -> Self {
+        let message = format!(
+            "Invalid '{param}': array too long. Expected an array with maximum length {maximum}, but \
+             got an array with length {length} instead."
+        );
+        let code = Some("array_above_max_length");
+        Self::Parameter { code, param: param.to_owned(), message }
+    }
+
     pub(crate) fn internal(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self::Internal(error.into())
     }
@@ -184,6 +193,11 @@ impl ApiError {
             Self::Unavailable { .. } => shape(S::SERVICE_UNAVAILABLE, "server_error", None, None),
             Self::Internal(_) => shape(S::INTERNAL_SERVER_ERROR, "server_error", None, None),
         }
+    }
+
+    /// The field of the request that is wrong, by its path.
+    pub(crate) fn param(&self) -> Option<&str> {
+        self.shape().param
     }
 
     /// The body alone: for an error in the middle of a stream, whose status has long been sent.

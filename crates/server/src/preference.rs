@@ -8,10 +8,11 @@ use domain::{Auto, Hyperparameters};
 use serde_json::{Map, Value, json};
 use store::jobs::JobRow;
 
-use crate::error::{ApiError, ApiResult};
+use crate::error::ApiError;
 use crate::extract::json::type_words;
-use crate::hyperparameters::{auto_positive, check, object_fields, requested_common};
-use crate::request::same_number;
+use crate::faults::Faults;
+use crate::hyperparameters::{auto_decimal, object_fields, requested_common};
+use crate::method;
 
 const PATH: &str = "method.dpo.hyperparameters";
 
@@ -19,25 +20,21 @@ const PATH: &str = "method.dpo.hyperparameters";
 pub(crate) fn requested_dpo(
     block: Option<&Value>,
     older: Option<&Value>,
-) -> ApiResult<Hyperparameters> {
-    let block = object_fields(block, "method.dpo")?;
-    if let Some(unknown) =
-        block.and_then(|block| block.keys().find(|key| *key != "hyperparameters"))
-    {
-        return Err(ApiError::unknown_parameter(format!("method.dpo.{unknown}")));
-    }
+    faults: &mut Faults,
+) -> Hyperparameters {
+    let block = method::block(block, "method.dpo", &["hyperparameters"], faults);
     let inner = block.and_then(|block| block.get("hyperparameters"));
-    let (fields, path) = match object_fields(inner, PATH)? {
+    let (fields, path) = match object_fields(inner, PATH, faults) {
         Some(fields) => (Some(fields), PATH),
-        None => (object_fields(older, "hyperparameters")?, "hyperparameters"),
+        None => (object_fields(older, "hyperparameters", faults), "hyperparameters"),
     };
     match fields {
-        Some(fields) => requested(fields, path),
-        None => Ok(Hyperparameters { preference: Some(Default::default()), ..Default::default() }),
+        Some(fields) => requested(fields, path, faults),
+        None => Hyperparameters { preference: Some(Default::default()), ..Default::default() },
     }
 }
 
-fn requested(fields: &Map<String, Value>, path: &str) -> ApiResult<Hyperparameters> {
+fn requested(fields: &Map<String, Value>, path: &str, faults: &mut Faults) -> Hyperparameters {
     const OURS: [&str; 7] = [
         "beta",
         "loss_type",
@@ -48,42 +45,50 @@ fn requested(fields: &Map<String, Value>, path: &str) -> ApiResult<Hyperparamete
         "center_coefficient",
     ];
     let common = fields.iter().filter(|(name, _)| !OURS.contains(&name.as_str()));
-    let hyperparameters = requested_common(common, path)?;
+    let hyperparameters = requested_common(common, path, faults);
     let at = |name: &str| format!("{path}.{name}");
-    let loss_type = loss_type(fields.get("loss_type"), &at("loss_type"))?;
+    let loss_type = loss_type(fields.get("loss_type"), &at("loss_type"), faults);
+    let is_reward = loss_type == LossType::Reward;
+    let most = if loss_type == LossType::Simpo { 10.0 } else { 2.0 };
     let beta = match fields.get("beta") {
-        Some(beta) => auto_positive(beta, &at("beta"))?,
+        Some(beta) => auto_decimal(beta, &at("beta"), (0.0, Some(most)), faults),
         None => Auto::Auto,
     };
-    let is_reward = loss_type == LossType::Reward;
     if is_reward && beta != Auto::Auto {
         let path = at("beta");
         let message = format!("Invalid '{path}': the loss 'reward' does not use it.");
-        return Err(ApiError::invalid_value(path, message));
+        faults.invalid(path, message);
     }
-    let most = if loss_type == LossType::Simpo { 10.0 } else { 2.0 };
-    if let Auto::Value(beta) = beta {
-        check(beta <= most, &at("beta"), &format!("above 0 and at most {most}"), beta)?;
-    }
-    let own = |name: &str, is_taken: bool, range: std::ops::Range<f64>| {
+    let mut own = |name: &str, is_taken: bool, range: std::ops::Range<f64>| {
         let path = at(name);
         let value = match fields.get(name) {
-            None | Some(Value::Null) => return Ok(None),
+            None | Some(Value::Null) => return None,
             Some(value) => value
                 .as_f64()
-                .ok_or_else(|| ApiError::invalid_type(&path, "a number", type_words(value)))?,
+                .ok_or_else(|| ApiError::invalid_type(&path, "a number", type_words(value))),
         };
+        let value = faults.take(value)?;
         if !is_taken {
             let loss = loss_type.as_str();
             let message = format!("Invalid '{path}': the loss '{loss}' does not use it.");
-            return Err(ApiError::invalid_value(path, message));
+            faults.invalid(path, message);
+            return None;
         }
         let wanted = format!("from {} to below {}", range.start, range.end);
-        check(range.contains(&value), &path, &wanted, value)?;
-        Ok(Some(value))
+        faults.check(range.contains(&value), &path, &wanted, value);
+        Some(value)
     };
     let smoothed = loss_type.takes_label_smoothing();
     let is_kto = loss_type == LossType::Kto;
+    let preference = PreferenceRequest {
+        beta,
+        loss_type,
+        label_smoothing: own("label_smoothing", smoothed, 0.0..0.5),
+        gamma: own("gamma", loss_type.takes_gamma(), 0.0..10.0),
+        desirable_weight: own("desirable_weight", is_kto, 0.0..100.0),
+        undesirable_weight: own("undesirable_weight", is_kto, 0.0..100.0),
+        center_coefficient: own("center_coefficient", is_reward, 0.0..1.0),
+    };
     if let Auto::Value(size @ 0..=1) = hyperparameters.batch_size
         && is_kto
     {
@@ -92,36 +97,37 @@ fn requested(fields: &Map<String, Value>, path: &str) -> ApiResult<Hyperparamete
              least 2, but got {size} instead.",
             at("batch_size")
         );
-        return Err(ApiError::invalid_value(at("batch_size"), message));
+        faults.invalid(at("batch_size"), message);
     }
-    let preference = PreferenceRequest {
-        beta,
-        loss_type,
-        label_smoothing: own("label_smoothing", smoothed, 0.0..0.5)?,
-        gamma: own("gamma", loss_type.takes_gamma(), 0.0..10.0)?,
-        desirable_weight: own("desirable_weight", is_kto, 0.0..100.0)?,
-        undesirable_weight: own("undesirable_weight", is_kto, 0.0..100.0)?,
-        center_coefficient: own("center_coefficient", is_reward, 0.0..1.0)?,
-    };
-    Ok(Hyperparameters { preference: Some(preference), ..hyperparameters })
+    Hyperparameters { preference: Some(preference), ..hyperparameters }
 }
 
-fn loss_type(value: Option<&Value>, path: &str) -> ApiResult<LossType> {
-    match value {
-        None | Some(Value::Null) => Ok(LossType::default()),
+fn loss_type(value: Option<&Value>, path: &str, faults: &mut Faults) -> LossType {
+    let found = match value {
+        None | Some(Value::Null) => return LossType::default(),
         Some(Value::String(name)) => LossType::ALL
             .into_iter()
             .find(|loss| loss.as_str() == name)
             .ok_or_else(|| ApiError::unsupported_value(path, name, &LossType::NAMES)),
         Some(other) => Err(ApiError::invalid_type(path, "a string", type_words(other))),
-    }
+    };
+    faults.take(found).unwrap_or_default()
 }
 
 /// The hyperparameters of the job's method as its object shows them: as requested, later as resolved.
 pub(crate) fn shown(row: &JobRow, common: &Hyperparameters) -> Value {
-    let mut shown = json!(common);
     let resolved = row.resolved.as_ref().and_then(|resolved| resolved.preference.as_deref());
-    let wish = match (resolved, row.hyperparameters.preference) {
+    shown_with(resolved, row.hyperparameters.preference, common)
+}
+
+/// [`shown`], of hyperparameters that belong to no job yet.
+pub(crate) fn shown_with(
+    resolved: Option<&Preference>,
+    requested: Option<PreferenceRequest>,
+    common: &Hyperparameters,
+) -> Value {
+    let mut shown = json!(common);
+    let wish = match (resolved, requested) {
         (Some(resolved), _) => as_wish(resolved),
         (None, Some(wish)) => wish,
         (None, None) => return shown,
@@ -159,25 +165,16 @@ fn as_wish(resolved: &Preference) -> PreferenceRequest {
     }
 }
 
-/// Whether a repeated call asks for the same.
-pub(crate) fn same_wishes(a: &PreferenceRequest, b: &PreferenceRequest) -> bool {
-    let number = |value: Option<f64>| value.map_or(Auto::Auto, Auto::Value);
-    a.loss_type == b.loss_type
-        && same_number(a.beta, b.beta)
-        && same_number(number(a.label_smoothing), number(b.label_smoothing))
-        && same_number(number(a.gamma), number(b.gamma))
-        && same_number(number(a.center_coefficient), number(b.center_coefficient))
-        && same_number(number(a.desirable_weight), number(b.desirable_weight))
-        && same_number(number(a.undesirable_weight), number(b.undesirable_weight))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::ApiResult;
 
     fn asked(hyperparameters: Value) -> ApiResult<PreferenceRequest> {
         let block = json!({ "hyperparameters": hyperparameters });
-        Ok(requested_dpo(Some(&block), None)?.preference.unwrap())
+        let mut faults = Faults::default();
+        let read = requested_dpo(Some(&block), None, &mut faults);
+        faults.into_result().map(|()| read.preference.unwrap())
     }
 
     #[test]
@@ -187,7 +184,8 @@ mod tests {
         assert_eq!(asked(json!({"beta": "auto"})).unwrap(), PreferenceRequest::default());
         let simpo = asked(json!({"loss_type": "simpo", "beta": 2.5, "gamma": 1.4})).unwrap();
         assert_eq!((simpo.loss_type, simpo.gamma), (LossType::Simpo, Some(1.4)));
-        let older = requested_dpo(None, Some(&json!({"n_epochs": 4}))).unwrap();
+        let older = json!({"n_epochs": 4});
+        let older = requested_dpo(None, Some(&older), &mut Faults::default());
         assert_eq!((older.n_epochs, older.preference), (Auto::Value(4), Some(Default::default())));
     }
 
@@ -216,7 +214,8 @@ mod tests {
             let error = asked(object.clone()).unwrap_err().envelope().error;
             assert_eq!(error.param, Some(format!("{PATH}.{param}")), "{object}");
         }
-        let unknown = requested_dpo(Some(&json!({"beta": 1})), None).unwrap_err();
-        assert_eq!(unknown.envelope().error.param.as_deref(), Some("method.dpo.beta"));
+        let mut faults = Faults::default();
+        requested_dpo(Some(&json!({"beta": 1})), None, &mut faults);
+        assert_eq!(faults.into_result().unwrap_err().param(), Some("method.dpo.beta"));
     }
 }

@@ -1,124 +1,158 @@
 //! `POST /fine_tuning/jobs`: the body → a checked [`NewJob`]. After this nothing is re-checked.
+//!
+//! [`read`] finds every fault, for the validation of a request; [`new_job`] answers with the first.
 
 use std::collections::BTreeMap;
 
-use axum::http::HeaderMap;
-use domain::{
-    Auto, FileId, Hyperparameters, JobId, LossType, MethodType, ModelId, TrainingOptions,
-};
-use sha2::{Digest, Sha256};
-use store::jobs::{JobRow, NewJob, StartModel};
+use domain::{FileId, Hyperparameters, JobId, LossType, MethodType, ModelId, TrainingOptions};
+use serde_json::Value;
+use store::files::FileRow;
+use store::jobs::{NewJob, StartModel};
 use store::models::ModelKind;
 use store::{Project, files, models};
 
 use crate::error::{ApiError, ApiResult};
-use crate::hyperparameters::{check_options, requested};
+use crate::faults::Faults;
+use crate::hyperparameters::find_option_faults;
 use crate::inference::prompt::integer;
-use crate::preference;
+use crate::integrations;
+use crate::method::method;
+use crate::reinforcement;
 use crate::start;
 use crate::state::AppState;
 use crate::tuning::choose_for_reward;
-use crate::wire::job::{CreateJob, Integration};
+use crate::wire::job::CreateJob;
 
-pub(crate) const IDEMPOTENCY_KEY: &str = "idempotency-key";
 const MAX_SUFFIX_CHARACTERS: usize = 64;
 const MAX_METADATA_PAIRS: usize = 16;
 const MAX_METADATA_KEY: usize = 64;
 const MAX_METADATA_VALUE: usize = 512;
-const MAX_INTEGRATIONS: usize = 5;
 const MAX_SEED: u32 = i32::MAX as u32;
 
-/// The id of the job to create: new, or derived from the `Idempotency-Key`, so that a repeated call
-/// names the same job whichever server receives it.
-pub(crate) fn job_id(project: &Project, headers: &HeaderMap) -> JobId {
-    let Some(key) = headers.get(IDEMPOTENCY_KEY) else { return JobId::new() };
-    let mut hash = Sha256::new();
-    hash.update(project.id.as_str());
-    hash.update([0]);
-    hash.update(key.as_bytes());
-    let digits: String =
-        hash.finalize().iter().take(12).map(|byte| format!("{byte:02x}")).collect();
-    JobId::from(format!("{}{digits}", JobId::PREFIX))
+/// A request as far as it can be read.
+pub(crate) struct Wanted {
+    pub method: MethodType,
+    pub hyperparameters: Hyperparameters,
+    pub options: TrainingOptions,
+    pub suffix: Option<String>,
+    pub seed: u32,
+    pub metadata: Option<BTreeMap<String, String>>,
+    pub integrations: Vec<Value>,
+    /// None where the request names none that can be used.
+    pub base_model: Option<ModelId>,
+    /// The tuned model to go on from.
+    pub start: Option<StartModel>,
+    pub training_file: Option<FileRow>,
+    pub validation_file: Option<FileRow>,
 }
 
-pub(crate) async fn new_job(
+/// Reads a request and finds its faults, all but those in the files. None when it cannot be read at all.
+pub(crate) async fn read(
     state: &AppState,
     project: &Project,
-    id: JobId,
-    body: CreateJob,
-) -> ApiResult<NewJob> {
-    let (method, hyperparameters) = method(&body)?;
+    body: Value,
+    faults: &mut Faults,
+) -> ApiResult<Option<Wanted>> {
+    let Some(body) = faults.read::<CreateJob>(body) else { return Ok(None) };
+    let (method, hyperparameters) = method(&body, faults);
     let suffix = body.suffix.filter(|suffix| !suffix.is_empty());
     if let Some(length) = suffix.as_ref().map(|suffix| suffix.chars().count())
         && length > MAX_SUFFIX_CHARACTERS
     {
-        return Err(ApiError::too_long("suffix", MAX_SUFFIX_CHARACTERS, length));
+        faults.push(ApiError::too_long("suffix", MAX_SUFFIX_CHARACTERS, length));
     }
-    let seed = match body.seed {
-        Some(seed) => integer("seed", seed, 0, i64::from(MAX_SEED))? as u32,
-        None => uuid::Uuid::new_v4().as_u128() as u32 & MAX_SEED,
-    };
-    check_metadata(body.metadata.as_ref())?;
-    check_integrations(body.integrations.as_deref().unwrap_or_default())?;
+    let seed =
+        body.seed.and_then(|seed| faults.take(integer("seed", seed, 0, i64::from(MAX_SEED))));
+    let seed =
+        seed.map_or_else(|| uuid::Uuid::new_v4().as_u128() as u32 & MAX_SEED, |seed| seed as u32);
+    find_metadata_faults(body.metadata.as_ref(), faults);
+    let integrations = integrations::requested(body.integrations.as_ref(), faults);
     let mut options = body.finetuned.unwrap_or_default();
-    check_options(&options, "finetuned")?;
+    find_option_faults(&options, "finetuned", faults);
     let loss_type = hyperparameters.preference.map(|wish| wish.loss_type);
-    let (base_model, start) = model(state, project, &body.model, loss_type, &mut options).await?;
-    let training_file = FileId::from(body.training_file);
-    check_file(state, project, "training_file", &training_file).await?;
+    let found = match faults.blame("model") {
+        true => None,
+        false => {
+            let found = model(state, project, &body.model, loss_type, &mut options, faults).await;
+            faults.take_or_fail(found)?
+        }
+    };
+    let (base_model, start) = found.unzip();
+    let training_file = match faults.blame("training_file") {
+        true => None,
+        false => {
+            let id = FileId::from(body.training_file);
+            faults.take_or_fail(file(state, project, "training_file", &id).await)?
+        }
+    };
     let validation_file = body.validation_file.filter(|id| !id.is_empty()).map(FileId::from);
-    if let Some(file) = &validation_file {
-        check_file(state, project, "validation_file", file).await?;
-    } else if options.early_stopping.is_some() {
+    let has_validation = validation_file.is_some() || faults.blame("validation_file");
+    let validation_file = match validation_file {
+        Some(id) => faults.take_or_fail(file(state, project, "validation_file", &id).await)?,
+        None => None,
+    };
+    if !has_validation && options.early_stopping.is_some() {
         let message = "Invalid 'finetuned.early_stopping': it watches the validation loss, so the \
                        job needs a 'validation_file'.";
-        return Err(ApiError::invalid_value("finetuned.early_stopping", message));
+        faults.invalid("finetuned.early_stopping", message);
     }
-    Ok(NewJob {
-        id,
-        base_model,
-        start,
+    if method == MethodType::Reinforcement {
+        if !has_validation {
+            faults.push(ApiError::missing("validation_file"));
+        }
+        faults.push(reinforcement::unavailable());
+    }
+    Ok(Some(Wanted {
         method,
-        training_file,
-        validation_file,
         hyperparameters,
         options,
         suffix,
         seed,
         metadata: body.metadata,
-        priority: 0,
-    })
+        integrations,
+        base_model,
+        start: start.flatten(),
+        training_file,
+        validation_file,
+    }))
 }
 
-/// The method and its hyperparameters; without any in its block, those at the top level.
-fn method(body: &CreateJob) -> ApiResult<(MethodType, Hyperparameters)> {
-    let older = body.hyperparameters.as_ref();
-    let Some(method) = &body.method else {
-        return Ok((MethodType::Supervised, requested(older, "hyperparameters")?));
-    };
-    match method.r#type.as_str() {
-        "supervised" => {
-            let inner = method.supervised.as_ref().and_then(|block| block.hyperparameters.as_ref());
-            let wish = match inner {
-                Some(_) => requested(inner, "method.supervised.hyperparameters")?,
-                None => requested(older, "hyperparameters")?,
-            };
-            Ok((MethodType::Supervised, wish))
-        }
-        "dpo" => Ok((MethodType::Dpo, preference::requested_dpo(method.dpo.as_ref(), older)?)),
-        "reinforcement" => Err(ApiError::invalid_value(
-            "method.type",
-            "The method 'reinforcement' is not available on this server. Supported values are: \
-             'supervised' and 'dpo'.",
-        )),
-        other => Err(ApiError::unsupported_value("method.type", other, &["supervised", "dpo"])),
-    }
+/// A request without any fault, as a job to be created.
+pub(crate) async fn new_job(state: &AppState, project: &Project, body: Value) -> ApiResult<NewJob> {
+    let mut faults = Faults::default();
+    let wanted = read(state, project, body, &mut faults).await?;
+    faults.into_result()?;
+    let whole = wanted.and_then(|wanted| {
+        Some(NewJob {
+            id: JobId::new(),
+            base_model: wanted.base_model?,
+            start: wanted.start,
+            method: wanted.method,
+            training_file: wanted.training_file?.id,
+            validation_file: wanted.validation_file.map(|file| file.id),
+            hyperparameters: wanted.hyperparameters,
+            options: wanted.options,
+            suffix: wanted.suffix,
+            seed: wanted.seed,
+            metadata: wanted.metadata,
+            integrations: wanted.integrations,
+            priority: 0,
+        })
+    });
+    whole.ok_or_else(|| ApiError::internal("a request without faults lacks a part"))
 }
 
+/// The first fault of an object's metadata, if there is one.
 pub(crate) fn check_metadata(metadata: Option<&BTreeMap<String, String>>) -> ApiResult<()> {
-    let Some(metadata) = metadata else { return Ok(()) };
+    let mut faults = Faults::default();
+    find_metadata_faults(metadata, &mut faults);
+    faults.into_result()
+}
+
+fn find_metadata_faults(metadata: Option<&BTreeMap<String, String>>, faults: &mut Faults) {
+    let Some(metadata) = metadata else { return };
     if metadata.len() > MAX_METADATA_PAIRS {
-        return Err(ApiError::Parameter {
+        faults.push(ApiError::Parameter {
             code: Some("object_above_max_properties"),
             param: "metadata".to_owned(),
             message: format!(
@@ -131,42 +165,14 @@ pub(crate) fn check_metadata(metadata: Option<&BTreeMap<String, String>>) -> Api
     for (key, value) in metadata {
         let length = key.chars().count();
         if length > MAX_METADATA_KEY {
-            return Err(ApiError::too_long("metadata", MAX_METADATA_KEY, length));
+            faults.push(ApiError::too_long("metadata", MAX_METADATA_KEY, length));
         }
         let length = value.chars().count();
         if length > MAX_METADATA_VALUE {
-            return Err(ApiError::too_long(&format!("metadata.{key}"), MAX_METADATA_VALUE, length));
+            let path = format!("metadata.{key}");
+            faults.push(ApiError::too_long(&path, MAX_METADATA_VALUE, length));
         }
     }
-    Ok(())
-}
-
-/// Checks their shape, then refuses them: an integration that is silently without effect would cost
-/// somebody the record of a run.
-fn check_integrations(integrations: &[Integration]) -> ApiResult<()> {
-    if integrations.len() > MAX_INTEGRATIONS {
-        return Err(ApiError::Parameter {
-            code: Some("array_above_max_length"),
-            param: "integrations".to_owned(),
-            message: format!(
-                "Invalid 'integrations': array too long. Expected an array with maximum length \
-                 {MAX_INTEGRATIONS}, but got an array with length {} instead.",
-                integrations.len()
-            ),
-        });
-    }
-    let Some(first) = integrations.first() else { return Ok(()) };
-    if first.r#type != "wandb" {
-        return Err(ApiError::unsupported_value("integrations[0].type", &first.r#type, &["wandb"]));
-    }
-    if first.wandb.is_none() {
-        return Err(ApiError::missing("integrations[0].wandb"));
-    }
-    Err(ApiError::invalid_value(
-        "integrations[0].type",
-        "The integration 'wandb' is not available on this server; create the job without it. \
-         The metrics are in the job's events and result files.",
-    ))
 }
 
 /// The base model, and the tuned model to go on from if that is what was named. The options become those of the
@@ -177,6 +183,7 @@ async fn model(
     name: &str,
     loss_type: Option<LossType>,
     options: &mut TrainingOptions,
+    faults: &mut Faults,
 ) -> ApiResult<(ModelId, Option<StartModel>)> {
     let row = match models::get(&state.store.db, project, &name.into()).await {
         Ok(row) => row,
@@ -191,7 +198,7 @@ async fn model(
             return Err(ApiError::ModelNotTrainable(name.to_owned()));
         }
         if is_reward {
-            choose_for_reward(options, "finetuned")?;
+            choose_for_reward(options, "finetuned", faults);
         }
         return Ok((row.id, None));
     };
@@ -200,12 +207,12 @@ async fn model(
     Ok((row.base_model, Some(StartModel { model: row.id, checkpoint })))
 }
 
-async fn check_file(
+async fn file(
     state: &AppState,
     project: &Project,
     param: &'static str,
     id: &FileId,
-) -> ApiResult<()> {
+) -> ApiResult<FileRow> {
     let row = match files::get(&state.store.db, project, id).await {
         Ok(row) => row,
         Err(store::Error::NotFound(_)) => {
@@ -221,7 +228,12 @@ async fn check_file(
         );
         return Err(ApiError::invalid_value(param, message));
     }
-    Ok(())
+    if row.status != "processed" {
+        let details = row.status_details.map(|details| format!(": {details}")).unwrap_or_default();
+        let message = format!("File {id} is not ready{details}");
+        return Err(ApiError::Parameter { code: None, param: param.to_owned(), message });
+    }
+    Ok(row)
 }
 
 /// What changed between the checks and the insertion.
@@ -243,96 +255,23 @@ pub(crate) fn creation_error(error: store::Error, new: &NewJob) -> ApiError {
     }
 }
 
-/// Whether a repeated call asks for what the first one got.
-pub(crate) fn check_same(first: &JobRow, again: &NewJob) -> ApiResult<()> {
-    let is_same = first.base_model == again.base_model
-        && first.start == again.start
-        && first.method == again.method
-        && first.training_file == again.training_file
-        && first.validation_file == again.validation_file
-        && same_wishes(&first.hyperparameters, &again.hyperparameters)
-        && first.options == again.options
-        && first.suffix == again.suffix
-        && first.metadata == again.metadata;
-    if is_same {
-        return Ok(());
-    }
-    Err(ApiError::BadRequest(format!(
-        "The Idempotency-Key was used before, with other parameters, for job {}.",
-        first.id
-    )))
-}
-
-fn same_wishes(a: &Hyperparameters, b: &Hyperparameters) -> bool {
-    let same_preference = match (&a.preference, &b.preference) {
-        (Some(a), Some(b)) => preference::same_wishes(a, b),
-        (a, b) => a == b,
-    };
-    same_number(a.learning_rate_multiplier, b.learning_rate_multiplier)
-        && same_preference
-        && a.n_epochs == b.n_epochs
-        && a.batch_size == b.batch_size
-}
-
-/// JSON columns may bring a decimal back with another last bit.
-pub(crate) fn same_number(a: Auto<f64>, b: Auto<f64>) -> bool {
-    match (a, b) {
-        (Auto::Value(a), Auto::Value(b)) => (a - b).abs() <= a.abs() * 1e-12,
-        (a, b) => a == b,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
-
-    fn body(extra: serde_json::Value) -> CreateJob {
-        let mut body = json!({"model": "m", "training_file": "file-1"});
-        for (key, value) in extra.as_object().unwrap() {
-            body[key] = value.clone();
-        }
-        serde_json::from_value(body).unwrap()
-    }
-
-    #[test]
-    fn the_method_wins_over_the_older_place() {
-        let both = body(json!({
-            "hyperparameters": {"n_epochs": 2},
-            "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 5}}},
-        }));
-        assert_eq!(method(&both).unwrap().1.n_epochs, Auto::Value(5));
-        let older = body(json!({"hyperparameters": {"n_epochs": 2}}));
-        assert_eq!(method(&older).unwrap().1.n_epochs, Auto::Value(2));
-        let unmatched = body(json!({"method": {
-            "type": "supervised", "dpo": {"hyperparameters": {"beta": 1}}, "reinforcement": {},
-        }}));
-        assert_eq!(method(&unmatched).unwrap().1, Hyperparameters::default());
-    }
-
-    #[test]
-    fn what_cannot_be_done_is_refused_by_name() {
-        for kind in ["reinforcement", "magic"] {
-            let error = method(&body(json!({"method": {"type": kind}}))).unwrap_err();
-            let error = error.envelope().error;
-            assert_eq!(error.param.as_deref(), Some("method.type"), "{kind}");
-            assert!(error.message.contains(kind), "{}", error.message);
-        }
-        let integrations = body(json!({
-            "integrations": [{"type": "wandb", "wandb": {"project": "p"}}],
-        }));
-        let error = check_integrations(&integrations.integrations.unwrap()).unwrap_err();
-        assert!(error.to_string().contains("not available"));
-    }
 
     #[test]
     fn metadata_has_limits() {
         let pairs = |n: usize, key: usize, value: usize| {
             (0..n).map(|i| (format!("{i:0key$}"), "v".repeat(value))).collect::<BTreeMap<_, _>>()
         };
-        assert!(check_metadata(Some(&pairs(16, 64, 512))).is_ok());
-        for bad in [pairs(17, 2, 1), pairs(1, 65, 1), pairs(1, 1, 513)] {
-            assert!(check_metadata(Some(&bad)).is_err());
+        let faults_of = |pairs: &BTreeMap<String, String>| {
+            let mut faults = Faults::default();
+            find_metadata_faults(Some(pairs), &mut faults);
+            faults.into_vec().len()
+        };
+        assert_eq!(faults_of(&pairs(16, 64, 512)), 0);
+        for (bad, count) in [(pairs(17, 2, 1), 1), (pairs(1, 65, 1), 1), (pairs(2, 65, 513), 4)] {
+            assert_eq!(faults_of(&bad), count);
         }
     }
 }

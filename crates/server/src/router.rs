@@ -18,7 +18,7 @@ use crate::internal;
 use crate::observe::{after_panic, observe};
 use crate::routes::{
     completions, estimate, evals, files, graders, health, jobs, models, permissions, scores,
-    uploads,
+    uploads, validation,
 };
 use crate::state::AppState;
 
@@ -58,7 +58,8 @@ fn api() -> OpenApiRouter<AppState> {
         .routes(routes!(uploads::complete))
         .routes(routes!(uploads::cancel))
         .routes(routes!(jobs::create, jobs::list))
-        .routes(routes!(jobs::retrieve))
+        .routes(routes!(validation::create))
+        .routes(routes!(jobs::retrieve, jobs::update, jobs::delete))
         .routes(routes!(jobs::cancel))
         .routes(routes!(jobs::pause))
         .routes(routes!(jobs::resume))

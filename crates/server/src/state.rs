@@ -5,11 +5,14 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use store::Store;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
+use crate::follow::Hub;
 use crate::inference::broker::Broker;
+use crate::lanes::models::Models;
+use crate::outlook::Looks;
 use crate::upload_turns::UploadTurns;
 
 #[derive(Clone)]
@@ -21,6 +24,14 @@ pub(crate) struct Inner {
     pub broker: Broker,
     pub upload_turns: UploadTurns,
     pub wake: Wake,
+    /// Who reads the events of which jobs as they happen.
+    pub follow: Hub,
+    /// Lines and speeds as they were a moment ago.
+    pub looks: Looks,
+    /// Tokenizers and shapes of base models.
+    pub models: Models,
+    /// Requests whose files are checked while they wait.
+    pub checks: Semaphore,
     /// Fires when the shutdown begins: readiness fails, long polls end, lanes stop.
     pub stopping: CancellationToken,
 }
@@ -39,8 +50,21 @@ pub(crate) struct Wake {
 impl AppState {
     pub(crate) fn new(config: Config, store: Store, stopping: CancellationToken) -> Self {
         let broker = Broker::new(config.max_inference_requests);
-        let (upload_turns, wake) = (UploadTurns::default(), Wake::default());
-        Self(Arc::new(Inner { config, store, broker, upload_turns, wake, stopping }))
+        let checks = Semaphore::new(config.validations.max(1));
+        let (wake, follow, models) = (Wake::default(), Hub::default(), Models::default());
+        let looks = Looks::default();
+        Self(Arc::new(Inner {
+            config,
+            store,
+            broker,
+            upload_turns: UploadTurns::default(),
+            wake,
+            follow,
+            looks,
+            models,
+            checks,
+            stopping,
+        }))
     }
 }
 

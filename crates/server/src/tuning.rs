@@ -4,8 +4,8 @@ use domain::hyperparameters::{Quantization, Tuning, VirtualTokensRequest};
 use domain::plan::VirtualTokens;
 use domain::{LoraRequest, TrainingOptions};
 
-use crate::error::{ApiError, ApiResult};
-use crate::hyperparameters::check;
+use crate::error::ApiError;
+use crate::faults::Faults;
 
 /// What peft's examples take.
 const DEFAULT_VIRTUAL_TOKENS: u32 = 20;
@@ -14,8 +14,8 @@ const MAX_INIT_TEXT_BYTES: usize = 16 << 10;
 /// The shortest text that can be trained on.
 const LEAST_TOKENS: u32 = 16;
 
-/// Refuses options of another tuning than the one that is named, and values out of range.
-pub(crate) fn check_tuning(options: &TrainingOptions, path: &str) -> ApiResult<()> {
+/// Options of another tuning than the one that is named, and values out of range.
+pub(crate) fn find_tuning_faults(options: &TrainingOptions, path: &str, faults: &mut Faults) {
     let at = |field: &str| format!("{path}.{field}");
     let tuning = options.tuning.unwrap_or_default();
     let misplaced = |field: &str, of: &str| {
@@ -24,10 +24,10 @@ pub(crate) fn check_tuning(options: &TrainingOptions, path: &str) -> ApiResult<(
             "Invalid '{path}': it belongs to the tuning {of}, but the tuning is '{}'.",
             tuning.as_str()
         );
-        Err(ApiError::invalid_value(path, message))
+        ApiError::invalid_value(path, message)
     };
     if options.lora.is_some() && tuning != Tuning::Lora {
-        return misplaced("lora", "'lora'");
+        faults.push(misplaced("lora", "'lora'"));
     }
     let is_quantised = options.quantization.is_some_and(|form| form != Quantization::None);
     if tuning == Tuning::Full && is_quantised {
@@ -35,38 +35,35 @@ pub(crate) fn check_tuning(options: &TrainingOptions, path: &str) -> ApiResult<(
         let message = format!(
             "Invalid '{path}': with 'tuning': 'full' every weight is trained, so none can be quantised."
         );
-        return Err(ApiError::invalid_value(path, message));
+        faults.invalid(path, message);
     }
-    let Some(tokens) = &options.virtual_tokens else { return Ok(()) };
+    let Some(tokens) = &options.virtual_tokens else { return };
     if !tuning.has_virtual_tokens() {
-        return misplaced("virtual_tokens", "'prompt' or 'prefix'");
+        faults.push(misplaced("virtual_tokens", "'prompt' or 'prefix'"));
     }
     let at = |field: &str| at(&format!("virtual_tokens.{field}"));
     if let Some(count) = tokens.count {
         let wanted = format!("from 1 to {MAX_VIRTUAL_TOKENS}");
-        check((1..=MAX_VIRTUAL_TOKENS).contains(&count), &at("count"), &wanted, count)?;
+        faults.check((1..=MAX_VIRTUAL_TOKENS).contains(&count), &at("count"), &wanted, count);
     }
     match &tokens.init_text {
         Some(text) if text.trim().is_empty() => {
             let path = at("init_text");
             let message = format!("Invalid '{path}': the text is empty.");
-            Err(ApiError::invalid_value(path, message))
+            faults.invalid(path, message);
         }
         Some(text) if text.len() > MAX_INIT_TEXT_BYTES => {
-            Err(ApiError::too_long(&at("init_text"), MAX_INIT_TEXT_BYTES, text.len()))
+            faults.push(ApiError::too_long(&at("init_text"), MAX_INIT_TEXT_BYTES, text.len()));
         }
-        _ => Ok(()),
+        _ => {}
     }
 }
 
 /// What a reward model is trained with: LoRA, whatever the operator's other jobs train. Any other choice is
 /// refused.
-pub(crate) fn choose_for_reward(options: &mut TrainingOptions, path: &str) -> ApiResult<()> {
+pub(crate) fn choose_for_reward(options: &mut TrainingOptions, path: &str, faults: &mut Faults) {
     match options.tuning {
-        None | Some(Tuning::Lora) => {
-            options.tuning = Some(Tuning::Lora);
-            Ok(())
-        }
+        None | Some(Tuning::Lora) => options.tuning = Some(Tuning::Lora),
         Some(other) => {
             let path = format!("{path}.tuning");
             let message = format!(
@@ -74,7 +71,7 @@ pub(crate) fn choose_for_reward(options: &mut TrainingOptions, path: &str) -> Ap
                  got '{}' instead.",
                 other.as_str()
             );
-            Err(ApiError::invalid_value(path, message))
+            faults.invalid(path, message);
         }
     }
 }
@@ -163,12 +160,16 @@ mod tests {
                 "finetuned.virtual_tokens.init_text",
             ),
         ] {
-            let error = check_tuning(&options(value), "finetuned").unwrap_err().envelope().error;
-            assert_eq!(error.param.as_deref(), Some(param));
+            let mut faults = Faults::default();
+            find_tuning_faults(&options(value), "finetuned", &mut faults);
+            let error = faults.into_result().unwrap_err();
+            assert_eq!(error.param(), Some(param));
         }
         for value in [json!({}), json!({"tuning": "lora", "lora": {}}), json!({"tuning": "prefix"})]
         {
-            assert!(check_tuning(&options(value), "finetuned").is_ok());
+            let mut faults = Faults::default();
+            find_tuning_faults(&options(value), "finetuned", &mut faults);
+            assert!(faults.is_empty());
         }
     }
 
@@ -177,13 +178,16 @@ mod tests {
         let operator = options(json!({"tuning": "full"}));
         for value in [json!({}), json!({"tuning": "lora"}), json!({"lora": {"rank": 4}})] {
             let mut job = options(value);
-            choose_for_reward(&mut job, "finetuned").unwrap();
+            let mut faults = Faults::default();
+            choose_for_reward(&mut job, "finetuned", &mut faults);
+            assert!(faults.is_empty());
             assert_eq!(resolve_tuning(&job, &operator), Tuning::Lora);
         }
         for tuning in ["full", "prompt", "prefix"] {
             let mut job = options(json!({ "tuning": tuning }));
-            let error = choose_for_reward(&mut job, "finetuned").unwrap_err().envelope().error;
-            assert_eq!(error.param.as_deref(), Some("finetuned.tuning"));
+            let mut faults = Faults::default();
+            choose_for_reward(&mut job, "finetuned", &mut faults);
+            assert_eq!(faults.into_result().unwrap_err().param(), Some("finetuned.tuning"));
         }
     }
 

@@ -41,7 +41,12 @@ async fn a_field_that_cannot_be_served_is_named() {
         (json!({"seed": -1}), 400, "integer_below_min_value", "seed"),
         (json!({"metadata": {"a": 1}}), 400, "invalid_type", "metadata.a"),
         (json!({"method": {}}), 400, "missing_required_parameter", "method.type"),
-        (json!({"method": {"type": "reinforcement"}}), 400, "invalid_value", "method.type"),
+        (
+            json!({"method": {"type": "reinforcement"}}),
+            400,
+            "missing_required_parameter",
+            "method.reinforcement.grader",
+        ),
         (
             json!({"hyperparameters": {"n_epochs": 51}}),
             400,

@@ -438,6 +438,121 @@ async fn an_idempotency_key_makes_one_job() {
 }
 
 #[tokio::test]
+async fn a_retry_of_a_client_makes_no_second_job() {
+    let server = server().await;
+    let file = server.upload(&rows(12)).await;
+    let create = async |tries: &str, suffix: &str| {
+        let body = json!({"model": MODEL, "training_file": file, "suffix": suffix});
+        let request = server.request(Method::POST, "/v1/fine_tuning/jobs").json(&body);
+        let request = request.header("x-stainless-retry-count", tries);
+        let (status, job) = common::body(request.send().await.unwrap()).await;
+        assert_eq!(status, 200, "{job}");
+        job["id"].as_str().unwrap().to_owned()
+    };
+    let first = create("0", "a").await;
+    assert_eq!(create("1", "a").await, first);
+    assert_eq!(create("2", "a").await, first);
+    assert_ne!(create("1", "b").await, first, "another body");
+    let second = create("0", "a").await;
+    assert_ne!(second, first, "who asks twice gets two");
+    assert_eq!(create("1", "a").await, second);
+    server
+        .data
+        .sql("update idempotency set created_at = now() - interval '16 minutes'")
+        .await
+        .unwrap();
+    assert_ne!(create("1", "a").await, second, "too late to be the same request");
+}
+
+#[tokio::test]
+async fn a_repeated_key_is_answered_even_when_the_file_is_gone() {
+    let server = server().await;
+    let file = server.upload(&rows(12)).await;
+    let body = json!({"model": MODEL, "training_file": file});
+    let create = async || {
+        let request = server.request(Method::POST, "/v1/fine_tuning/jobs").json(&body);
+        common::body(request.header("idempotency-key", "k").send().await.unwrap()).await
+    };
+    let (_, job) = create().await;
+    let id = job["id"].as_str().unwrap();
+    server.post_empty(&format!("/v1/fine_tuning/jobs/{id}/cancel")).await;
+    assert_eq!(server.delete(&format!("/v1/files/{file}")).await.0, 200);
+    let (status, again) = create().await;
+    assert_eq!(
+        (status.as_u16(), &again["id"], &again["status"]),
+        (200, &job["id"], &json!("cancelled"))
+    );
+    // A deleted job is nobody's answer.
+    assert_eq!(server.delete(&format!("/v1/fine_tuning/jobs/{id}")).await.0, 200);
+    assert_eq!(create().await.0, 404);
+}
+
+#[tokio::test]
+async fn metadata_can_be_replaced_and_removed() {
+    let server = server().await;
+    let job = queued(&server, json!({"metadata": {"team": "red"}})).await;
+    let path = format!("/v1/fine_tuning/jobs/{job}");
+    let (status, shown) = server.post(&path, &json!({"metadata": {"note": "x"}})).await;
+    assert_eq!((status.as_u16(), &shown["metadata"]), (200, &json!({"note": "x"})));
+    let (_, list) = server.get("/v1/fine_tuning/jobs?metadata[note]=x").await;
+    assert_eq!(list["data"][0]["id"], json!(job));
+    let (_, shown) = server.post(&path, &json!({"metadata": null})).await;
+    assert_eq!(shown["metadata"], Value::Null);
+    for (body, param) in [
+        (json!({}), "metadata"),
+        (json!({"metadata": {"k": 1}}), "metadata.k"),
+        (json!({"metadata": {}, "suffix": "x"}), "suffix"),
+        (json!({"metadata": {"k": "v".repeat(513)}}), "metadata.k"),
+    ] {
+        let (status, error) = server.post(&path, &body).await;
+        assert_eq!((status.as_u16(), error_of(&error).1), (400, json!(param)));
+    }
+    let (status, _) =
+        server.post("/v1/fine_tuning/jobs/ftjob-none", &json!({"metadata": null})).await;
+    assert_eq!(status, 404);
+}
+
+#[tokio::test]
+async fn a_job_that_has_ended_can_be_deleted_and_its_model_stays() {
+    let server = server().await;
+    let job =
+        queued(&server, json!({"seed": 42, "suffix": "my model", "metadata": {"team": "red"}}))
+            .await;
+    let path = format!("/v1/fine_tuning/jobs/{job}");
+    let (status, error) = server.delete(&path).await;
+    assert_eq!(status, 400);
+    assert!(error_of(&error).2.contains("Cancel it first"), "{error}");
+    let (_, shown) = server.get(&path).await;
+    let training = shown["training_file"].as_str().unwrap().to_owned();
+    let model = train(&server, &job, &training).await;
+    let done = server.job_when(&job, "succeeded").await;
+    let result = done["result_files"][0].as_str().unwrap().to_owned();
+
+    let (status, deleted) = server.delete(&path).await;
+    let expected = json!({"id": job, "object": "fine_tuning.job", "deleted": true});
+    assert_eq!((status.as_u16(), deleted), (200, expected));
+    for gone in [&path, &format!("{path}/events"), &format!("{path}/checkpoints")] {
+        assert_eq!(server.get(gone).await.0, 404, "{gone}");
+    }
+    assert_eq!(server.delete(&path).await.0, 404);
+    assert_eq!(server.post_empty(&format!("{path}/cancel")).await.0, 404);
+    assert_eq!(server.get(&format!("/v1/files/{result}")).await.0, 404);
+    let (_, list) = server.get("/v1/fine_tuning/jobs").await;
+    assert_eq!(list["data"], json!([]));
+    // The model answers as before, from its files, and can be deleted.
+    let adapter = format!("/adapters/{model}/files/adapter_config.json");
+    let adapter = Worker::of(&server).request(Method::GET, &adapter).send().await.unwrap();
+    assert_eq!(adapter.status(), 200);
+    let models = format!("/v1/models/{model}");
+    assert_eq!(server.get(&models).await.0, 200);
+    assert_eq!(server.delete(&models).await.0, 200);
+    for (what, left) in [("events", "0"), ("step_metrics", "0"), ("usage", "2")] {
+        let count = server.data.value(&format!("select count(*) from {what}")).await;
+        assert_eq!(count, left, "{what}");
+    }
+}
+
+#[tokio::test]
 async fn a_file_in_use_cannot_be_deleted() {
     let server = server().await;
     let job = queued(&server, json!({})).await;

@@ -84,8 +84,8 @@ async fn wrong_hyperparameters_are_refused_by_path() {
     let server = TestServer::start().await.with_model().await;
     let file = server.upload(&pairs(12)).await;
     for (object, code, param) in [
-        (json!({"beta": 0}), "invalid_value", "beta"),
-        (json!({"beta": 3}), "invalid_value", "beta"),
+        (json!({"beta": 0}), "decimal_below_min_value", "beta"),
+        (json!({"beta": 3}), "decimal_above_max_value", "beta"),
         (json!({"beta": []}), "invalid_type", "beta"),
         (json!({"loss_type": "dpop"}), "invalid_value", "loss_type"),
         (json!({"loss_type": "ipo", "gamma": 1}), "invalid_value", "gamma"),

@@ -125,6 +125,10 @@ pub enum Conflict {
     EvalRunEnded { run: EvalRunId, status: &'static str },
     #[error("File is used by eval run {0}, which has not ended.")]
     FileInEvalRun(EvalRunId),
+    #[error("Job {job} has the status '{status}'. Cancel it first; then it can be deleted.")]
+    JobAlive { job: JobId, status: JobStatus },
+    #[error("The Idempotency-Key was used before, with other parameters, for {0}.")]
+    KeyReused(String),
     #[error("File is used by fine-tuning job {0}, which has not ended.")]
     FileInUse(JobId),
     #[error("Model is used by fine-tuning job {0}, which has not ended; cancel the job, or wait.")]

@@ -54,7 +54,7 @@ pub(crate) struct NewEvent {
 }
 
 #[derive(FromRow)]
-struct EventRecord {
+pub(crate) struct EventRecord {
     id: String,
     seq: i64,
     level: String,

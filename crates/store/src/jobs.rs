@@ -12,12 +12,13 @@ use domain::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sqlx::types::Json;
-use sqlx::{FromRow, PgConnection};
+use sqlx::{AssertSqlSafe, FromRow, PgConnection};
 use time::OffsetDateTime;
 
 use crate::db::{Db, Lane};
 use crate::error::{Error, Result};
 use crate::events;
+use crate::idempotency::{self, Once};
 use crate::messages;
 use crate::page::{Page, PageQuery};
 use crate::projects::Project;
@@ -47,9 +48,14 @@ pub struct NewJob {
     pub suffix: Option<String>,
     pub seed: u32,
     pub metadata: Option<BTreeMap<String, String>>,
+    /// As the job shows them.
+    pub integrations: Vec<Value>,
     /// Higher runs first within the project; 0 is usual.
     pub priority: i16,
 }
+
+/// What [`Once`] calls the creation of a job.
+pub const OPERATION: &str = "fine_tuning.job";
 
 /// What the server wants of a job that has not ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,6 +89,8 @@ pub struct JobRow {
     pub suffix: Option<String>,
     pub seed: u32,
     pub metadata: Option<BTreeMap<String, String>>,
+    /// An array.
+    pub integrations: Value,
     pub priority: i16,
     /// As requested.
     pub hyperparameters: Hyperparameters,
@@ -109,6 +117,10 @@ pub struct JobRow {
     /// Consecutive attempts that ended badly without progress.
     pub crashes: u32,
     pub committed_step: u64,
+    /// Not to be claimed before.
+    pub run_after: OffsetDateTime,
+    /// Still to be trained; none until the files are validated.
+    pub tokens_left: Option<u64>,
     /// Events so far.
     pub event_seq: i64,
     /// Grows with every change.
@@ -131,6 +143,20 @@ pub enum MetadataFilter {
 pub async fn create(db: &Db, project: &Project, new: NewJob) -> Result<JobRow> {
     let args = (project.clone(), new);
     db.transact(Lane::Api, args, |tx, (project, new)| Box::pin(insert(tx, project, new))).await
+}
+
+/// [`create`], unless an earlier request of this kind has created one: then that job.
+pub async fn create_once(db: &Db, project: &Project, new: NewJob, once: Once) -> Result<JobRow> {
+    let args = (project.clone(), new, once);
+    db.transact(Lane::Api, args, |tx, (project, new, once)| {
+        Box::pin(async move {
+            match idempotency::begin(tx, project, once, new.id.as_str()).await? {
+                Some(first) => load(tx, &first.into()).await,
+                None => insert(tx, project, new).await,
+            }
+        })
+    })
+    .await
 }
 
 async fn insert(tx: &mut PgConnection, project: &Project, new: &NewJob) -> Result<JobRow> {
@@ -193,14 +219,12 @@ async fn hold_start(tx: &mut PgConnection, project: &Project, start: &StartModel
 }
 
 async fn insert_details(tx: &mut PgConnection, project: &Project, new: &NewJob) -> Result<()> {
-    let metadata: Option<BTreeMap<_, _>> = new.metadata.as_ref().map(|pairs| {
-        pairs.iter().map(|(key, value)| (text::clean(key), text::clean(value))).collect()
-    });
+    let metadata = new.metadata.as_ref().map(cleaned);
     sqlx::query(
         "insert into job_details (job_id, project_id, method, training_file, validation_file,
                                   suffix, seed, metadata, hyperparameters, options,
-                                  start_model, start_checkpoint)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
+                                  start_model, start_checkpoint, integrations)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
     )
     .bind(new.id.as_str())
     .bind(project.id.as_str())
@@ -214,6 +238,7 @@ async fn insert_details(tx: &mut PgConnection, project: &Project, new: &NewJob) 
     .bind(Json(&new.options))
     .bind(new.start.as_ref().map(|start| start.model.as_str()))
     .bind(new.start.as_ref().map(|start| start.checkpoint.as_str()))
+    .bind(text::clean_json(&Value::Array(new.integrations.clone())))
     .execute(tx)
     .await?;
     Ok(())
@@ -225,11 +250,12 @@ macro_rules! select_job {
         concat!(
             "select j.id, j.project_id, p.organization_id, j.status, j.desired, j.base_model,
                     d.start_model, d.start_checkpoint, d.method, d.training_file,
-                    d.validation_file, d.suffix, d.seed, d.metadata,
+                    d.validation_file, d.suffix, d.seed, d.metadata, d.integrations,
                     j.priority, d.hyperparameters, d.options, d.resolved, d.dataset,
                     j.created_at, j.started_at, j.finished_at, j.fine_tuned_model, d.result_files,
                     j.trained_tokens, d.error, j.worker_id, j.fence, j.attempts, j.crashes,
-                    j.committed_step, j.event_seq, j.version,
+                    j.committed_step, j.run_after, j.event_seq, j.version,
+                    j.planned_tokens - j.committed_tokens as tokens_left,
                     case when j.status = 'running' then
                         (select s.metrics from step_metrics s
                          where s.job_id = j.id and s.fence = j.fence order by s.step desc limit 1)
@@ -242,12 +268,13 @@ macro_rules! select_job {
 }
 
 pub async fn get(db: &Db, project: &Project, id: &JobId) -> Result<JobRow> {
-    let record: Option<JobRecord> =
-        sqlx::query_as(select_job!("where j.id = $1 and j.project_id = $2"))
-            .bind(id.as_str())
-            .bind(project.id.as_str())
-            .fetch_optional(&db.pool)
-            .await?;
+    let record: Option<JobRecord> = sqlx::query_as(select_job!(
+        "where j.id = $1 and j.project_id = $2 and j.deleted_at is null"
+    ))
+    .bind(id.as_str())
+    .bind(project.id.as_str())
+    .fetch_optional(&db.pool)
+    .await?;
     record.ok_or(Error::NotFound("job"))?.try_into()
 }
 
@@ -260,13 +287,59 @@ pub(crate) async fn load(tx: &mut PgConnection, id: &JobId) -> Result<JobRow> {
 
 /// `NotFound` unless the project has the job.
 pub(crate) async fn require(db: &Db, project: &Project, id: &JobId) -> Result<()> {
-    sqlx::query("select 1 from jobs where id = $1 and project_id = $2")
+    sqlx::query("select 1 from jobs where id = $1 and project_id = $2 and deleted_at is null")
         .bind(id.as_str())
         .bind(project.id.as_str())
         .fetch_optional(&db.pool)
         .await?
         .map(|_| ())
         .ok_or(Error::NotFound("job"))
+}
+
+/// Replaces the user's pairs, in whatever status the job is.
+pub async fn set_metadata(
+    db: &Db,
+    project: &Project,
+    id: &JobId,
+    metadata: Option<&BTreeMap<String, String>>,
+) -> Result<JobRow> {
+    sqlx::query(
+        "update job_details d set metadata = $3 from jobs j
+         where j.id = $1 and j.project_id = $2 and j.deleted_at is null and d.job_id = j.id",
+    )
+    .bind(id.as_str())
+    .bind(project.id.as_str())
+    .bind(metadata.map(cleaned).map(Json))
+    .execute(&db.pool)
+    .await?;
+    get(db, project, id).await
+}
+
+fn cleaned(pairs: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let clean = |text: &str| text::clean(text).into_owned();
+    pairs.iter().map(|(key, value)| (clean(key), clean(value))).collect()
+}
+
+/// The statement of a list: $1 project, $2 limit, then the pairs to hold and the cursor, as far as there are
+/// any. A condition that does not apply is left out, so that each kind of list has its own plan.
+pub(crate) fn list_statement(filter: &MetadataFilter, page: &PageQuery) -> AssertSqlSafe<String> {
+    let (filter, cursor) = match filter {
+        MetadataFilter::Any => ("", "$3"),
+        MetadataFilter::Absent => ("and d.project_id = $1 and d.metadata is null", "$3"),
+        MetadataFilter::Holds(_) => ("and d.project_id = $1 and d.metadata @> $3", "$4"),
+    };
+    let cursor = match page.after {
+        Some(_) => format!(
+            "and (j.created_at, j.id) {{after}}
+                 (select created_at, id from jobs where id = {cursor} and project_id = $1)"
+        ),
+        None => String::new(),
+    };
+    let template = select_job!(
+        "where j.project_id = $1 and j.deleted_at is null {filter} {cursor}
+         order by j.created_at {way}, j.id {way} limit $2"
+    );
+    page.fill(&template.replace("{filter}", filter).replace("{cursor}", &cursor))
 }
 
 /// The project's jobs, by creation.
@@ -276,48 +349,24 @@ pub async fn list(
     filter: &MetadataFilter,
     page: &PageQuery,
 ) -> Result<Page<JobRow>> {
-    let (absent, holds) = match filter {
-        MetadataFilter::Any => (false, None),
-        MetadataFilter::Absent => (true, None),
-        MetadataFilter::Holds(pairs) => (false, Some(Json(pairs))),
-    };
-    let statement = page.sql(select_job!(
-        "where j.project_id = $1 and (not $2 or d.metadata is null)
-           and ($3::jsonb is null or d.metadata @> $3)
-           and ($4::text is null or (j.created_at, j.id) {after}
-                (select created_at, id from jobs where id = $4 and project_id = $1))
-         order by j.created_at {way}, j.id {way} limit $5"
-    ));
-    let records: Vec<JobRecord> = sqlx::query_as(statement)
+    let mut query = sqlx::query_as(list_statement(filter, page))
         .bind(project.id.as_str())
-        .bind(absent)
-        .bind(holds)
-        .bind(page.after.as_deref())
-        .bind(page.fetch_limit())
-        .fetch_all(&db.pool)
-        .await?;
+        .bind(page.fetch_limit());
+    if let MetadataFilter::Holds(pairs) = filter {
+        query = query.bind(Json(pairs));
+    }
+    if let Some(after) = &page.after {
+        query = query.bind(after);
+    }
+    let records: Vec<JobRecord> = query.fetch_all(&db.pool).await?;
     let rows: Result<Vec<JobRow>> = records.into_iter().map(TryInto::try_into).collect();
     Ok(Page::from_rows(rows?, page))
-}
-
-/// How many of the project's queued jobs stand before this one; `None` when it is not queued.
-pub async fn queue_position(db: &Db, project: &Project, id: &JobId) -> Result<Option<u64>> {
-    let before: Option<(i64,)> = sqlx::query_as(
-        "select (select count(*) from jobs o where o.project_id = j.project_id and o.status = 'queued'
-                 and (-o.priority, o.run_after, o.id) < (-j.priority, j.run_after, j.id))
-         from jobs j where j.id = $1 and j.project_id = $2 and j.status = 'queued'",
-    )
-    .bind(id.as_str())
-    .bind(project.id.as_str())
-    .fetch_optional(&db.pool)
-    .await?;
-    Ok(before.map(|(count,)| count.unsigned_abs()))
 }
 
 /// How many jobs there are in each status, over all projects.
 pub async fn count_by_status(db: &Db) -> Result<Vec<(JobStatus, u64)>> {
     let counts: Vec<(String, i64)> =
-        sqlx::query_as("select status, count(*) from jobs group by status order by status")
+        sqlx::query_as("select status, count(*) from jobs where deleted_at is null group by status order by status")
             .fetch_all(&db.pool)
             .await?;
     counts
@@ -346,6 +395,7 @@ struct JobRecord {
     suffix: Option<String>,
     seed: i64,
     metadata: Option<Json<BTreeMap<String, String>>>,
+    integrations: Value,
     priority: i16,
     hyperparameters: Json<Hyperparameters>,
     options: Json<TrainingOptions>,
@@ -364,6 +414,8 @@ struct JobRecord {
     attempts: i32,
     crashes: i32,
     committed_step: i64,
+    run_after: OffsetDateTime,
+    tokens_left: Option<i64>,
     event_seq: i64,
     version: i64,
 }
@@ -400,6 +452,7 @@ impl TryFrom<JobRecord> for JobRow {
             validation_file: record.validation_file.map(Into::into),
             suffix: record.suffix,
             metadata: record.metadata.map(|metadata| metadata.0),
+            integrations: record.integrations,
             priority: record.priority,
             hyperparameters: record.hyperparameters.0,
             options: record.options.0,
@@ -418,6 +471,8 @@ impl TryFrom<JobRecord> for JobRow {
             attempts: record.attempts.unsigned_abs(),
             crashes: record.crashes.unsigned_abs(),
             committed_step: record.committed_step.unsigned_abs(),
+            run_after: record.run_after,
+            tokens_left: record.tokens_left.map(|left| left.max(0).unsigned_abs()),
             event_seq: record.event_seq,
             version: record.version,
         })

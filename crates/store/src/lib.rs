@@ -17,7 +17,11 @@
 //! | [`models`] | `list`, `get`, `resolve` (name → base model + adapter), `delete` |
 //! | [`permissions`] | other projects' right to use a model: `create`, `list`, `delete` |
 //! | [`projects`] | `create`, `get`, `list` |
-//! | [`jobs`] | `create`, `get`, `list`, `queue_position`, `count_by_status` |
+//! | [`jobs`] | `create`, `create_once`, `get`, `list`, `set_metadata`, `count_by_status` |
+//! | [`deletion`] | `delete` of a job that has ended |
+//! | [`waiting`] | the line before a queued job, workers, speeds: for estimates of time |
+//! | [`follow`] | which of many jobs have new events: for streams |
+//! | [`idempotency`] | requests that may come twice |
 //! | [`queue`] | **every change of a job's state**: validation, claim, heartbeat, reports, checkpoints, finish, fail, release, cancel, pause, resume |
 //! | [`reaper`] | takes runs back from silent workers; `tick` it every `lease.reap_every` |
 //! | [`events`], [`checkpoints`] | lists; following a job; metrics per step |
@@ -51,11 +55,14 @@ pub mod blob;
 pub mod checkpoints;
 pub mod config;
 pub mod db;
+pub mod deletion;
 pub mod error;
 pub mod evals;
 pub mod events;
 pub mod files;
+pub mod follow;
 pub mod garbage;
+pub mod idempotency;
 pub mod jobs;
 pub mod keys;
 pub mod models;
@@ -67,6 +74,7 @@ pub mod reaper;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod uploads;
+pub mod waiting;
 
 use std::time::Duration;
 

@@ -41,6 +41,11 @@ impl PageQuery {
     /// A statement for this page's order: `{after}` becomes the comparison with the cursor's row, `{way}`
     /// the direction of sorting.
     pub(crate) fn sql(&self, template: &'static str) -> AssertSqlSafe<String> {
+        self.fill(template)
+    }
+
+    /// [`Self::sql`], of a template that was put together from constants.
+    pub(crate) fn fill(&self, template: &str) -> AssertSqlSafe<String> {
         let (after, way) = match self.order {
             Order::Newest => ("<", "desc"),
             Order::Oldest => (">", "asc"),

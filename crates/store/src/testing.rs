@@ -4,11 +4,15 @@
 
 use std::time::Duration;
 
+use domain::JobId;
 use secrecy::SecretString;
+use sqlx::types::Json;
 use sqlx::{Connection, PgConnection};
 
 use crate::Store;
 use crate::config::{DatabaseConfig, StorageConfig};
+use crate::jobs::{self, MetadataFilter};
+use crate::page::PageQuery;
 use crate::projects::{Project, default_project};
 
 /// Dropped, it removes the database and the folder.
@@ -92,6 +96,45 @@ impl TestStore {
             .fetch_all(&self.store.db.pool)
             .await
             .expect("the claim can be planned");
+        lines.into_iter().map(|(line,)| line + "\n").collect()
+    }
+}
+
+/// Plans of the statements that read one job or one page of them.
+impl TestStore {
+    /// How Postgres would run a list of jobs.
+    ///
+    /// # Panics
+    /// When the statement fails.
+    pub async fn plan_of_a_list(&self, filter: &MetadataFilter, page: &PageQuery) -> String {
+        let sql = format!("explain {}", jobs::list_statement(filter, page).0);
+        let mut query = sqlx::query_as(sqlx::AssertSqlSafe(sql))
+            .bind(self.project.id.as_str().to_owned())
+            .bind(page.fetch_limit());
+        if let MetadataFilter::Holds(pairs) = filter {
+            query = query.bind(Json(pairs.clone()));
+        }
+        if let Some(after) = &page.after {
+            query = query.bind(after.clone());
+        }
+        let lines: Vec<(String,)> =
+            query.fetch_all(&self.store.db.pool).await.expect("the list can be planned");
+        lines.into_iter().map(|(line,)| line + "\n").collect()
+    }
+
+    /// How Postgres would count the jobs before one.
+    ///
+    /// # Panics
+    /// When the statement fails.
+    pub async fn plan_of_a_position(&self, job: &JobId) -> String {
+        let statement = sqlx::AssertSqlSafe(format!("explain {}", crate::waiting::POSITION));
+        let lines: Vec<(String,)> = sqlx::query_as(statement)
+            .bind(job.as_str())
+            .bind(self.project.id.as_str())
+            .bind(1000i64)
+            .fetch_all(&self.store.db.pool)
+            .await
+            .expect("the position can be planned");
         lines.into_iter().map(|(line,)| line + "\n").collect()
     }
 }

@@ -56,7 +56,20 @@ pub fn server_config(config: &Config) -> server::Config {
     }
 }
 
+/// A connection is an open file, and the usual limit of 1,024 is for programs that count them in a bit set. What the
+/// operator allows at most is taken; that there is no more is told by accepting connections.
+fn allow_many_connections() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        tracing::debug!(%error, "the limit of open files stays as it is");
+    }
+}
+
 pub async fn bind(address: &str) -> Result<TcpListener> {
+    allow_many_connections();
     TcpListener::bind(address).await.with_context(|| {
         format!("cannot listen on {address}; choose another address with --listen (port 0: any)")
     })

@@ -26,6 +26,27 @@ impl<T: DeserializeOwned> FromRequest<AppState> for Json<T> {
 }
 
 fn parse<T: DeserializeOwned>(bytes: &Bytes) -> Result<T, ApiError> {
+    serde_path_to_error::deserialize(object(bytes)?).map_err(|error| {
+        let path = error.path().to_string();
+        explain(&path, &error.into_inner().to_string())
+    })
+}
+
+/// A JSON object of any shape, whose fields the handler reads.
+pub(crate) struct JsonObject(pub Value);
+
+impl FromRequest<AppState> for JsonObject {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
+        let limit = state.config.max_json_bytes.as_u64() as usize;
+        let bytes = body::collect(request.into_body(), limit).await?;
+        object(&bytes).map(Self)
+    }
+}
+
+/// The body as an object without texts that no column can hold.
+fn object(bytes: &Bytes) -> Result<Value, ApiError> {
     if bytes.iter().all(u8::is_ascii_whitespace) {
         return Err(ApiError::MalformedJson("the body is empty".to_owned()));
     }
@@ -38,11 +59,7 @@ fn parse<T: DeserializeOwned>(bytes: &Bytes) -> Result<T, ApiError> {
         let message = format!("Invalid value for '{path}': the character U+0000 is not allowed.");
         return Err(ApiError::invalid_value(path, message));
     }
-    serde_path_to_error::deserialize(value).map_err(|error| {
-        let path = error.path().to_string();
-        let path = if path == "." { String::new() } else { path };
-        explain(&path, &error.into_inner().to_string())
-    })
+    Ok(value)
 }
 
 /// Where the text of `value` holds a NUL, which no text column can store.
@@ -64,12 +81,18 @@ fn join(path: &str, field: &str) -> String {
     if path.is_empty() { field.to_owned() } else { format!("{path}.{field}") }
 }
 
+/// The field that serde names after `words`.
+pub(crate) fn field_of<'m>(message: &'m str, words: &str) -> Option<&'m str> {
+    message.strip_prefix(words).and_then(in_backticks)
+}
+
 /// serde's words for a failure at `path` → OpenAI's.
-fn explain(path: &str, message: &str) -> ApiError {
-    if let Some(field) = message.strip_prefix("missing field ").and_then(in_backticks) {
+pub(crate) fn explain(path: &str, message: &str) -> ApiError {
+    let path = if path == "." { "" } else { path };
+    if let Some(field) = field_of(message, "missing field ") {
         return ApiError::missing(join(path, field));
     }
-    if let Some(field) = message.strip_prefix("unknown field ").and_then(in_backticks) {
+    if let Some(field) = field_of(message, "unknown field ") {
         // The path names the unknown field already where the parser had begun to read it.
         let parent = path.strip_suffix(field).map_or(path, |p| p.trim_end_matches('.'));
         return ApiError::unknown_parameter(join(parent, field));

@@ -22,6 +22,8 @@ pub(crate) struct Page {
     pub status: Option<String>,
     pub order_by: Option<String>,
     has_order: bool,
+    /// `stream=true`: not a page, but everything as it happens.
+    pub stream: bool,
 }
 
 impl Page {
@@ -55,6 +57,7 @@ impl FromRequestParts<AppState> for Page {
                 }
                 "status" if !value.is_empty() => page.status = Some(value),
                 "order_by" if !value.is_empty() => page.order_by = Some(value),
+                "stream" => page.stream = parse_stream(&value)?,
                 "purpose" if !value.is_empty() => page.purpose = Some(value),
                 "project_id" if !value.is_empty() => page.project_id = Some(value),
                 _ => {}
@@ -84,6 +87,14 @@ fn parse_order(text: &str) -> ApiResult<bool> {
         "asc" | "ascending" => Ok(true),
         "desc" | "descending" | "" => Ok(false),
         other => Err(ApiError::unsupported_value("order", other, &["asc", "desc"])),
+    }
+}
+
+fn parse_stream(text: &str) -> ApiResult<bool> {
+    match text {
+        "true" | "1" => Ok(true),
+        "false" | "0" | "" => Ok(false),
+        _ => Err(ApiError::invalid_type("stream", "a boolean", "a string")),
     }
 }
 

@@ -18,5 +18,6 @@ pub(crate) async fn record(
     InternalJson(batch): InternalJson<ReportBatch>,
 ) -> InternalResult<StatusCode> {
     queue::record_reports(&state.store.db, &lease, &batch).await?;
+    state.follow.ring();
     Ok(StatusCode::NO_CONTENT)
 }

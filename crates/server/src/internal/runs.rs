@@ -164,6 +164,7 @@ pub(crate) async fn commit_checkpoint(
     Path(CheckpointPath { checkpoint, .. }): Path<CheckpointPath>,
 ) -> InternalResult<StatusCode> {
     queue::commit_checkpoint(&state.store, &lease, &checkpoint).await?;
+    state.follow.ring();
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -192,6 +193,7 @@ pub(crate) async fn finish(
         prepared => prepared?,
     };
     let fine_tuned_model = queue::finish(&state.store.db, &lease, &finish, files).await?;
+    state.follow.ring();
     Ok(Json(RunFinished { fine_tuned_model }))
 }
 
@@ -216,7 +218,9 @@ pub(crate) async fn release(
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// What a changed status sets going.
 fn wake_if_queued(state: &AppState, status: JobStatus) {
+    state.follow.ring();
     if status == JobStatus::Queued {
         state.wake.claim.notify_waiters();
     }

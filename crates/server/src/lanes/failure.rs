@@ -7,6 +7,7 @@ use store::jobs::JobError;
 use store::queue::Validation;
 
 use super::notes::field;
+use crate::remedy::remedy;
 
 /// Faults that the message spells out.
 const SHOWN: usize = 5;
@@ -89,6 +90,7 @@ fn listed(role: FileRole, checked: &Checked) -> Vec<Value> {
     let one = |Problem { code, line, path, message }: &Problem| {
         json!({
             "file": field(role), "code": code, "line": line, "path": path, "message": message,
+            "remedy": remedy(code),
         })
     };
     checked.problems.iter().map(one).collect()

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use domain::JobStatus;
-use store::garbage;
 use store::reaper::Reaper;
+use store::{garbage, idempotency};
 use tokio::time::MissedTickBehavior;
 
 use crate::error::ErrorChain;
@@ -38,6 +38,9 @@ pub(crate) async fn collect_garbage(state: AppState) {
     while next(&mut rounds, &state).await {
         if let Err(error) = garbage::collect(&state.store, GARBAGE_BATCH).await {
             warn("removing unused blobs failed", &error);
+        }
+        if let Err(error) = idempotency::expire(&state.store.db).await {
+            warn("forgetting old requests failed", &error);
         }
     }
 }

@@ -3,14 +3,15 @@
 use axum::Json;
 use axum::extract::State;
 use domain::memory::{Workload, estimate};
+use domain::plan::ResolvedHyperparameters;
 use domain::{Hyperparameters, ModelId};
-use store::base_models;
+use store::base_models::{self, BaseModelRow};
 
 use crate::error::{ApiError, ApiResult};
 use crate::extract::{Caller, Json as Body};
 use crate::hyperparameters::{Measured, check_options, resolve};
 use crate::inference::prompt::integer;
-use crate::lanes::models::{self, ModelError};
+use crate::lanes::models::{self, ModelConfig, ModelError};
 use crate::state::AppState;
 use crate::wire::error::ErrorEnvelope;
 use crate::wire::estimate::{EstimateRequest, MemoryEstimate};
@@ -53,11 +54,22 @@ pub(crate) async fn create(
     };
     let operator = &state.config.training;
     let settings = resolve(&Hyperparameters::default(), &options, operator, 0, &measured);
+    Ok(Json(memory(&row, &config, &settings, longest, body.validation)))
+}
+
+/// The memory of a run whose longest row has so many tokens.
+pub(crate) fn memory(
+    row: &BaseModelRow,
+    config: &ModelConfig,
+    settings: &ResolvedHyperparameters,
+    longest: u64,
+    has_validation: bool,
+) -> MemoryEstimate {
     let rows = longest.min(u64::from(settings.max_seq_len));
     let longest = rows + u64::from(settings.rows_per_document());
-    let workload = Workload::of(&settings, longest, body.validation);
+    let workload = Workload::of(settings, longest, has_validation);
     let found = estimate(&config.shape, &workload);
-    Ok(Json(MemoryEstimate {
+    MemoryEstimate {
         object: "fine_tuning.estimate",
         model: row.id.to_string(),
         parameters: config.shape.parameters(),
@@ -69,5 +81,5 @@ pub(crate) async fn create(
         runtime_bytes: found.runtime,
         peak_bytes: found.peak(),
         required_bytes: found.required(),
-    }))
+    }
 }

@@ -1,4 +1,4 @@
-//! Fine-tuning jobs: create, list, retrieve, cancel, pause, resume, events, checkpoints.
+//! Fine-tuning jobs: create, list, retrieve, update, delete, cancel, pause, resume, events, checkpoints.
 //!
 //! `cancel`, `pause` and `resume` read no body at all: clients send none, or `{}`, with or without
 //! a content type.
@@ -6,26 +6,31 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::HeaderMap;
-use domain::JobId;
+use axum::response::{IntoResponse, Response};
+use store::idempotency::{self, Attempt};
 use store::jobs::{JobRow, MetadataFilter};
-use store::{Project, checkpoints, events, jobs, queue};
+use store::{checkpoints, deletion, events, jobs, queue};
 use time::OffsetDateTime;
 
 use crate::convert::{self, OrNotFound, page_query};
 use crate::error::{ApiError, ApiResult};
-use crate::extract::{Caller, Filters, Id, Json as Body, Page};
+use crate::extract::{Caller, Filters, Id, Json as Body, JsonObject, Page};
+use crate::follow;
+use crate::outlook::{Outlook, outlooks};
+use crate::repeats;
 use crate::request;
 use crate::state::AppState;
 use crate::wire::error::ErrorEnvelope;
 use crate::wire::event::{Checkpoint, Event};
-use crate::wire::job::{CreateJob, Job};
+use crate::wire::job::{CreateJob, Job, JobDeleted, UpdateJob};
 use crate::wire::list::List;
 
 const JOB_SIZES: (u32, u32) = (20, 100);
 const EVENT_SIZES: (u32, u32) = (20, 1000);
 const CHECKPOINT_SIZES: (u32, u32) = (10, 100);
 
-/// Create a job. A repeated `Idempotency-Key` answers with the job of the first call.
+/// Create a job. A repeated `Idempotency-Key` answers with the job of the first call; so does a repetition
+/// that a client makes by itself (`x-stainless-retry-count` above 0) with the same body.
 #[utoipa::path(post, path = "/fine_tuning/jobs", tag = "Fine-tuning",
     operation_id = "createFineTuningJob",
     request_body = CreateJob,
@@ -35,41 +40,27 @@ pub(crate) async fn create(
     State(state): State<AppState>,
     Caller(project): Caller,
     headers: HeaderMap,
-    Body(body): Body<CreateJob>,
+    JsonObject(body): JsonObject,
 ) -> ApiResult<Json<Job>> {
-    let id = request::job_id(&project, &headers);
-    let new = request::new_job(&state, &project, id.clone(), body).await?;
+    let once = repeats::once(&headers, jobs::OPERATION, &body)?;
     let db = &state.store.db;
-    let is_repeatable = headers.contains_key(request::IDEMPOTENCY_KEY);
-    if is_repeatable && let Some(first) = earlier(&state, &project, &id).await? {
-        request::check_same(&first, &new)?;
-        return Ok(show(first));
+    // The first answer counts, also when a file that it names is gone by now.
+    if once.attempt != Attempt::First
+        && let Some(first) = idempotency::earlier(db, &project, &once).await?
+    {
+        return Ok(show(jobs::get(db, &project, &first.into()).await?));
     }
-    let row = match jobs::create(db, &project, new.clone()).await {
-        Ok(row) => row,
-        Err(error) => match earlier(&state, &project, &id).await? {
-            // Two calls with one key met: the other one has created the job.
-            Some(first) if is_repeatable => {
-                request::check_same(&first, &new)?;
-                return Ok(show(first));
-            }
-            _ => return Err(request::creation_error(error, &new)),
-        },
-    };
+    let new = request::new_job(&state, &project, body).await?;
+    let row = jobs::create_once(db, &project, new.clone(), once)
+        .await
+        .map_err(|error| request::creation_error(error, &new))?;
     state.wake.validation.notify_waiters();
     Ok(show(row))
 }
 
-async fn earlier(state: &AppState, project: &Project, id: &JobId) -> ApiResult<Option<JobRow>> {
-    match jobs::get(&state.store.db, project, id).await {
-        Ok(row) => Ok(Some(row)),
-        Err(store::Error::NotFound(_)) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
-}
-
 fn show(row: JobRow) -> Json<Job> {
-    Json(convert::job(row, OffsetDateTime::now_utc()))
+    let outlook = Outlook::of_row(&row, OffsetDateTime::now_utc());
+    Json(convert::job(row, outlook))
 }
 
 /// List jobs, the newest first. `metadata[key]=value` filters, `metadata=null` finds jobs without
@@ -91,8 +82,8 @@ pub(crate) async fn list(
     };
     let query = page_query(&page, JOB_SIZES);
     let rows = jobs::list(&state.store.db, &project, &filter, &query).await?;
-    let now = OffsetDateTime::now_utc();
-    Ok(Json(convert::list(rows, |row| convert::job(row, now))))
+    let mut outlooks = outlooks(&state, &project, &rows.data).await?.into_iter();
+    Ok(Json(convert::list(rows, |row| convert::job(row, outlooks.next().unwrap_or_default()))))
 }
 
 /// One job.
@@ -108,15 +99,45 @@ pub(crate) async fn retrieve(
     let job_id = id.as_str().into();
     let db = &state.store.db;
     let row = jobs::get(db, &project, &job_id).await.or_not_found(|| ApiError::JobNotFound(id))?;
-    let queue_position = match row.status {
-        domain::JobStatus::Queued => jobs::queue_position(db, &project, &job_id).await?,
-        _ => None,
-    };
-    let mut job = convert::job(row, OffsetDateTime::now_utc());
-    if let Some(resolved) = &mut job.finetuned {
-        resolved.queue_position = queue_position;
-    }
-    Ok(Json(job))
+    let outlook = outlooks(&state, &project, std::slice::from_ref(&row)).await?.pop();
+    Ok(Json(convert::job(row, outlook.unwrap_or_default())))
+}
+
+/// Replace a job's metadata. An extension of this server's.
+#[utoipa::path(post, path = "/fine_tuning/jobs/{fine_tuning_job_id}", tag = "Fine-tuning",
+    operation_id = "updateFineTuningJob",
+    request_body = UpdateJob,
+    params(("fine_tuning_job_id" = String, Path)),
+    responses((status = 200, body = Job), (status = "4XX", body = ErrorEnvelope)))]
+pub(crate) async fn update(
+    State(state): State<AppState>,
+    Caller(project): Caller,
+    Id(id): Id,
+    Body(body): Body<UpdateJob>,
+) -> ApiResult<Json<Job>> {
+    request::check_metadata(body.metadata.as_ref())?;
+    let db = &state.store.db;
+    let row = jobs::set_metadata(db, &project, &id.as_str().into(), body.metadata.as_ref())
+        .await
+        .or_not_found(|| ApiError::JobNotFound(id))?;
+    Ok(show(row))
+}
+
+/// Delete a job that has ended, with its events, metrics, result files and checkpoints. Its models stay. An
+/// extension of this server's.
+#[utoipa::path(delete, path = "/fine_tuning/jobs/{fine_tuning_job_id}", tag = "Fine-tuning",
+    operation_id = "deleteFineTuningJob",
+    params(("fine_tuning_job_id" = String, Path)),
+    responses((status = 200, body = JobDeleted), (status = "4XX", body = ErrorEnvelope)))]
+pub(crate) async fn delete(
+    State(state): State<AppState>,
+    Caller(project): Caller,
+    Id(id): Id,
+) -> ApiResult<Json<JobDeleted>> {
+    deletion::delete(&state.store.db, &project, &id.as_str().into())
+        .await
+        .or_not_found(|| ApiError::JobNotFound(id.clone()))?;
+    Ok(Json(JobDeleted { id, object: "fine_tuning.job", deleted: true }))
 }
 
 /// Cancel a job, at once.
@@ -132,6 +153,7 @@ pub(crate) async fn cancel(
     let row = queue::cancel(&state.store.db, &project, &id.as_str().into())
         .await
         .or_not_found(|| ApiError::JobNotFound(id))?;
+    state.follow.ring();
     Ok(show(row))
 }
 
@@ -148,6 +170,7 @@ pub(crate) async fn pause(
     let row = queue::pause(&state.store.db, &project, &id.as_str().into())
         .await
         .or_not_found(|| ApiError::JobNotFound(id))?;
+    state.follow.ring();
     Ok(show(row))
 }
 
@@ -164,27 +187,35 @@ pub(crate) async fn resume(
     let row = queue::resume(&state.store.db, &project, &id.as_str().into())
         .await
         .or_not_found(|| ApiError::JobNotFound(id))?;
+    state.follow.ring();
     state.wake.claim.notify_waiters();
     Ok(show(row))
 }
 
-/// A job's events, the newest first.
+/// A job's events, the newest first. With `stream=true`, an extension of this server's: server-sent events, the
+/// oldest first, each with its id, then those that happen; `data: [DONE]` ends them with the job. `after` or the
+/// header `Last-Event-ID` names the last event that is known.
 #[utoipa::path(get, path = "/fine_tuning/jobs/{fine_tuning_job_id}/events",
     tag = "Fine-tuning", operation_id = "listFineTuningEvents",
     params(("fine_tuning_job_id" = String, Path), ("after" = Option<String>, Query),
-        ("limit" = Option<u32>, Query)),
+        ("limit" = Option<u32>, Query), ("stream" = Option<bool>, Query),
+        ("Last-Event-ID" = Option<String>, Header)),
     responses((status = 200, body = List<Event>), (status = "4XX", body = ErrorEnvelope)))]
 pub(crate) async fn events(
     State(state): State<AppState>,
     Caller(project): Caller,
     Id(id): Id,
     page: Page,
-) -> ApiResult<Json<List<Event>>> {
+    headers: HeaderMap,
+) -> ApiResult<Response> {
+    if page.stream {
+        return follow::open(state, &project, id, page.after, &headers).await;
+    }
     let query = page_query(&page, EVENT_SIZES);
     let rows = events::list(&state.store.db, &project, &id.as_str().into(), &query)
         .await
         .or_not_found(|| ApiError::JobNotFound(id))?;
-    Ok(Json(convert::list(rows, convert::event)))
+    Ok(Json(convert::list(rows, convert::event)).into_response())
 }
 
 /// A job's checkpoints that are models of their own, the highest step first.

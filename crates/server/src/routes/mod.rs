@@ -11,3 +11,4 @@ pub(crate) mod models;
 pub(crate) mod permissions;
 pub(crate) mod scores;
 pub(crate) mod uploads;
+pub(crate) mod validation;

@@ -31,8 +31,10 @@ pub(crate) struct CreateJob {
     /// The older place of the method's hyperparameters; `method` wins over it.
     #[schema(value_type = Option<Object>)]
     pub hyperparameters: Option<Value>,
+    /// At most 5: `{"type": "wandb", "wandb": {"project": …, "name": …, "entity": …, "tags": […]}}`. Shown with
+    /// the job; this server sends nothing to Weights & Biases by itself.
     #[schema(value_type = Option<Vec<Object>>)]
-    pub integrations: Option<Vec<Integration>>,
+    pub integrations: Option<Value>,
     pub metadata: Option<BTreeMap<String, String>>,
     /// What this server can set beyond OpenAI's hyperparameters.
     #[schema(value_type = Option<Object>)]
@@ -47,23 +49,20 @@ pub(crate) struct CreateJob {
 /// A training method. Blocks that do not match `type` are ignored, as OpenAI's service ignores
 /// them.
 #[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
 pub(crate) struct Method {
-    /// `supervised` or `dpo`; `reinforcement` is answered with an error.
+    /// `supervised` or `dpo`; `reinforcement` is checked, and answered with an error.
     pub r#type: String,
-    pub supervised: Option<MethodBlock>,
+    /// Read when `type` is `supervised`: `{"hyperparameters": {…}}`.
+    #[schema(value_type = Option<Object>)]
+    pub supervised: Option<Value>,
     /// Read when `type` is `dpo`: `{"hyperparameters": {…}}`.
     #[schema(value_type = Option<DpoBlock>)]
     pub dpo: Option<Value>,
+    /// Read when `type` is `reinforcement`: `{"grader": {…}, "hyperparameters": {…}, "response_format": {…}}`.
     #[schema(value_type = Option<Object>)]
-    #[expect(dead_code, reason = "accepted, so that it is no unknown field")]
     pub reinforcement: Option<Value>,
-}
-
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct MethodBlock {
-    #[schema(value_type = Option<Object>)]
+    /// Belongs into the block of the method, and is refused here.
+    #[schema(ignore)]
     pub hyperparameters: Option<Value>,
 }
 
@@ -107,20 +106,22 @@ pub(crate) struct DpoHyperparameters {
     pub center_coefficient: Option<f64>,
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// `POST /fine_tuning/jobs/{id}`, an extension.
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Integration {
-    pub r#type: String,
-    pub wandb: Option<Wandb>,
+pub(crate) struct UpdateJob {
+    /// Replaces the pairs that are there; null removes them.
+    #[serde(deserialize_with = "Option::deserialize")]
+    pub metadata: Option<BTreeMap<String, String>>,
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Wandb {
-    pub project: String,
-    pub name: Option<String>,
-    pub entity: Option<String>,
-    pub tags: Option<Vec<String>>,
+/// The answer of a deletion.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct JobDeleted {
+    pub id: String,
+    /// Always `fine_tuning.job`.
+    pub object: &'static str,
+    pub deleted: bool,
 }
 
 /// A job. Every key is always there: strict clients refuse a job that lacks one.
@@ -156,10 +157,10 @@ pub(crate) struct Job {
     pub shared_with_openai: bool,
     #[schema(value_type = Object)]
     pub method: Value,
-    /// What this server resolved beyond OpenAI's hyperparameters; null until the files are
-    /// validated.
+    /// What this server resolved beyond OpenAI's hyperparameters, once the files are validated; and what a job
+    /// that does not run waits for.
     #[schema(value_type = Option<Object>)]
-    pub finetuned: Option<Resolved>,
+    pub finetuned: Option<Ours>,
 }
 
 impl Identified for Job {
@@ -202,6 +203,26 @@ pub(crate) struct Resolved {
     pub virtual_tokens: Option<VirtualTokens>,
     /// What the files hold: examples, tokens, truncated rows.
     pub dataset: Option<Value>,
-    /// Jobs of the project that run before this one; only for a queued job, asked for by its id.
+}
+
+/// What the service this one follows does not say of a job.
+#[derive(Debug, Serialize)]
+pub(crate) struct Ours {
+    /// None until the files are validated.
+    #[serde(flatten)]
+    pub resolved: Option<Resolved>,
+    /// Jobs of the project that run before this one; only of a queued job. 100,000 stands for more, too.
     pub queue_position: Option<u64>,
+    pub wait_reason: Option<WaitReason>,
+}
+
+/// Why a job that has not ended does not run.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct WaitReason {
+    /// `checking_files`, `jobs_before_it`, `workers_busy`, `no_worker`, `starting`, `backing_off` or `paused`.
+    pub code: &'static str,
+    pub message: String,
+    /// Of `backing_off`: when the job may be taken again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub until: Option<i64>,
 }

@@ -14,3 +14,4 @@ pub(crate) mod model;
 pub(crate) mod permission;
 pub(crate) mod score;
 pub(crate) mod upload;
+pub(crate) mod validation;

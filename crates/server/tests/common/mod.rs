@@ -45,6 +45,20 @@ impl TestServer {
         let mut config =
             server::Config { drain_delay: Duration::ZERO, ..server::Config::default() };
         change(&mut config);
+        Self::serve(config, data).await
+    }
+
+    /// Another server on the same store.
+    pub async fn beside(first: &Self) -> Beside {
+        let config = server::Config { drain_delay: Duration::ZERO, ..server::Config::default() };
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = format!("http://{}", listener.local_addr().unwrap());
+        let shutdown = CancellationToken::new();
+        tokio::spawn(server::serve(config, first.data.store.clone(), listener, shutdown.clone()));
+        Beside { base, http: first.http.clone(), shutdown }
+    }
+
+    async fn serve(config: server::Config, data: TestStore) -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let base = format!("http://{}", listener.local_addr().unwrap());
         let shutdown = CancellationToken::new();
@@ -158,6 +172,27 @@ impl TestServer {
     /// Every file below the blob folder.
     pub fn blobs(&self) -> Vec<std::path::PathBuf> {
         files_below(self.data.blobs.path())
+    }
+}
+
+/// A second server of a test.
+pub struct Beside {
+    pub base: String,
+    http: reqwest::Client,
+    shutdown: CancellationToken,
+}
+
+impl Beside {
+    pub async fn post_empty(&self, path: &str) -> (StatusCode, Value) {
+        let request = self.http.post(format!("{}{path}", self.base));
+        let request = request.header("authorization", format!("Bearer {KEY}"));
+        body(request.send().await.unwrap()).await
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
     }
 }
 

@@ -38,7 +38,9 @@ impl ValidationClaim {
 #[derive(Debug, Clone)]
 pub enum Validation {
     Passed {
-        hyperparameters: ResolvedHyperparameters,
+        hyperparameters: Box<ResolvedHyperparameters>,
+        /// Tokens of all epochs.
+        planned_tokens: u64,
         /// Shown with the job.
         dataset: Value,
         /// Things that the user should read; each becomes an event.
@@ -182,7 +184,14 @@ async fn finish(
         sqlx::query_as(claimed).bind(id).bind(fence).fetch_optional(&mut *tx).await?;
     let held = held.ok_or(Error::LeaseLost)?;
     let (hyperparameters, dataset, notes) = match validation {
-        Validation::Passed { hyperparameters, dataset, notes } => (hyperparameters, dataset, notes),
+        Validation::Passed { hyperparameters, dataset, notes, planned_tokens } => {
+            sqlx::query("update jobs set planned_tokens = $2 where id = $1")
+                .bind(id)
+                .bind(i64::try_from(*planned_tokens).unwrap_or(i64::MAX))
+                .execute(&mut *tx)
+                .await?;
+            (hyperparameters, dataset, notes)
+        }
         Validation::Failed { error, data } => {
             fail_held(tx, &held, error, data.clone(), None).await?;
             return Ok(JobStatus::Failed);

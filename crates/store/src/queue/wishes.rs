@@ -88,11 +88,12 @@ pub async fn resume(db: &Db, project: &Project, id: &JobId) -> Result<JobRow> {
 
 /// The project's job, locked; `Conflict::JobEnded` when there is nothing left to want of it.
 async fn held_alive(tx: &mut PgConnection, project: &Project, id: &JobId) -> Result<Held> {
-    let held: Option<Held> = sqlx::query_as(hold!("id = $1 and project_id = $2"))
-        .bind(id.as_str())
-        .bind(project.id.as_str())
-        .fetch_optional(tx)
-        .await?;
+    let held: Option<Held> =
+        sqlx::query_as(hold!("id = $1 and project_id = $2 and deleted_at is null"))
+            .bind(id.as_str())
+            .bind(project.id.as_str())
+            .fetch_optional(tx)
+            .await?;
     let held = held.ok_or(Error::NotFound("job"))?;
     match held.status()? {
         status if status.is_terminal() => {

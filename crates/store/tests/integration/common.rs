@@ -58,6 +58,7 @@ pub fn new_job(training_file: FileId) -> NewJob {
         suffix: Some("mine".to_owned()),
         seed: 42,
         metadata: None,
+        integrations: Vec::new(),
         priority: 0,
     }
 }
@@ -102,7 +103,12 @@ pub fn resolved() -> ResolvedHyperparameters {
 
 pub fn passed() -> Validation {
     let dataset = serde_json::json!({ "n_examples": 100 });
-    Validation::Passed { hyperparameters: resolved(), dataset, notes: Vec::new() }
+    Validation::Passed {
+        hyperparameters: Box::new(resolved()),
+        planned_tokens: 300,
+        dataset,
+        notes: Vec::new(),
+    }
 }
 
 pub async fn claim_validation(test: &TestStore) -> ValidationClaim {

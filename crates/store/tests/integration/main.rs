@@ -4,6 +4,7 @@ mod blobs;
 mod common;
 mod database;
 mod evals;
+mod jobs;
 mod leases;
 mod objects;
 mod runs;

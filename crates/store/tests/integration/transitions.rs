@@ -6,7 +6,7 @@ use crate::common::*;
 use domain::JobStatus::*;
 use domain::internal::{Directive, FinishRun};
 use domain::report::{CheckpointKind, Level, RunFailure};
-use store::jobs::{self, Desired, JobError};
+use store::jobs::{Desired, JobError};
 use store::queue::{self, Claimant, Note, Validation};
 use store::{Conflict, Error};
 
@@ -31,7 +31,7 @@ async fn a_job_walks_from_creation_to_success() {
     );
     queue::extend_validation(db, &validation, TTL).await.unwrap();
     assert_eq!(queue::finish_validation(db, &validation, passed()).await.unwrap(), Queued);
-    assert_eq!(jobs::queue_position(db, &test.project, &created.id).await.unwrap(), Some(0));
+    assert_eq!(store::waiting::position(db, &test.project, &created.id).await.unwrap(), Some(0));
 
     let claimed = claim(&test).await;
     let lease = claimed.lease.clone();
@@ -136,8 +136,12 @@ async fn notes_of_validation_become_events() {
     let data = serde_json::json!({"lines": [3, 8]});
     let message = "2 examples were cut".to_owned();
     let notes = vec![Note { level: Level::Warn, message, data: data.clone() }];
-    let passed =
-        Validation::Passed { hyperparameters: resolved(), dataset: serde_json::Value::Null, notes };
+    let passed = Validation::Passed {
+        hyperparameters: Box::new(resolved()),
+        planned_tokens: 0,
+        dataset: serde_json::Value::Null,
+        notes,
+    };
     queue::finish_validation(&test.store.db, &claim, passed).await.unwrap();
     let all = &store::PageQuery::newest(1000);
     let (db, project) = (&test.store.db, &test.project);

@@ -1,0 +1,61 @@
+//! The validation of a job on the wire: an extension, so its names are ours.
+
+use serde::Serialize;
+use serde_json::Value;
+use utoipa::ToSchema;
+
+use super::estimate::MemoryEstimate;
+use super::job::Resolved;
+
+/// What a job with this request would meet. Nothing is created.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct JobValidation {
+    /// Always `fine_tuning.job.validation`.
+    pub object: &'static str,
+    /// No problem is an error.
+    pub valid: bool,
+    /// Those of the request first, then those of the files by line, at most 1000 of each file.
+    pub problems: Vec<Problem>,
+    /// Errors and warnings, also those that are not listed.
+    pub total_problems: u64,
+    pub model: Option<String>,
+    pub method: Option<&'static str>,
+    /// Resolved as the job's would be; null unless the files are good.
+    #[schema(value_type = Option<Object>)]
+    pub hyperparameters: Option<Value>,
+    /// What a job shows under this name.
+    #[schema(value_type = Option<Object>)]
+    pub finetuned: Option<Resolved>,
+    /// Counts, tokens and truncated rows, by file.
+    #[schema(value_type = Option<Object>)]
+    pub dataset: Option<Value>,
+    /// Optimizer steps of all epochs.
+    pub steps: Option<u64>,
+    /// Tokens of all epochs after truncation, which a job counts as trained.
+    pub trained_tokens: Option<u64>,
+    /// At the speed of the latest jobs of the base model on these machines.
+    pub estimated_seconds: Option<f64>,
+    /// On the CPU.
+    pub memory: Option<MemoryEstimate>,
+}
+
+/// One fault, or one thing to know.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Problem {
+    /// `error` or `warning`.
+    pub severity: &'static str,
+    /// Stable, for programs.
+    pub code: String,
+    /// `training_file` or `validation_file`; null: the request.
+    pub file: Option<&'static str>,
+    /// 1-based.
+    pub line: Option<u64>,
+    /// Of the request's field, or within the row.
+    pub path: Option<String>,
+    pub message: String,
+    /// What to do about it.
+    pub remedy: &'static str,
+    /// Of a warning about several rows: all of them, the first thousand.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lines: Option<Value>,
+}
