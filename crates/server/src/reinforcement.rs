@@ -2,7 +2,7 @@
 //! which [`unavailable`] says, after everything else that is wrong.
 
 use domain::Hyperparameters;
-use graders::{Fault, Grader};
+use graders::Grader;
 use serde_json::{Map, Value};
 
 use crate::error::ApiError;
@@ -86,9 +86,7 @@ fn check_grader(grader: Option<&Value>, faults: &mut Faults) {
         return;
     }
     let checked = Grader::parse(grader, &path).and_then(|grader| grader.check(&path));
-    if let Err(Fault { code, path, message }) = checked {
-        faults.push(ApiError::Parameter { code: Some(code), param: path, message });
-    }
+    faults.take(checked.map_err(ApiError::from));
 }
 
 fn check_response_format(format: &Value, faults: &mut Faults) {
