@@ -12,7 +12,7 @@ use domain::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sqlx::types::Json;
-use sqlx::{AssertSqlSafe, FromRow, PgConnection};
+use sqlx::{FromRow, PgConnection};
 use time::OffsetDateTime;
 
 use crate::db::{Db, Lane};
@@ -20,7 +20,6 @@ use crate::error::{Error, Result};
 use crate::events;
 use crate::idempotency::{self, Once};
 use crate::messages;
-use crate::page::{Page, PageQuery};
 use crate::projects::Project;
 use crate::text;
 
@@ -125,17 +124,6 @@ pub struct JobRow {
     pub event_seq: i64,
     /// Grows with every change.
     pub version: i64,
-}
-
-/// Which jobs to list.
-#[derive(Debug, Clone, Default)]
-pub enum MetadataFilter {
-    #[default]
-    Any,
-    /// Jobs without metadata.
-    Absent,
-    /// Jobs whose metadata hold all of these pairs.
-    Holds(BTreeMap<String, String>),
 }
 
 /// Inserts a job in `validating_files`, and the event `Created fine-tuning job: …`. `NotFound("training
@@ -267,6 +255,13 @@ macro_rules! select_job {
     };
 }
 
+// Behind the macro, which it uses.
+mod list;
+
+#[cfg(feature = "testing")]
+pub(crate) use list::list_statement;
+pub use list::{MetadataFilter, list};
+
 pub async fn get(db: &Db, project: &Project, id: &JobId) -> Result<JobRow> {
     let record: Option<JobRecord> = sqlx::query_as(select_job!(
         "where j.id = $1 and j.project_id = $2 and j.deleted_at is null"
@@ -318,49 +313,6 @@ pub async fn set_metadata(
 fn cleaned(pairs: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     let clean = |text: &str| text::clean(text).into_owned();
     pairs.iter().map(|(key, value)| (clean(key), clean(value))).collect()
-}
-
-/// The statement of a list: $1 project, $2 limit, then the pairs to hold and the cursor, as far as there are
-/// any. A condition that does not apply is left out, so that each kind of list has its own plan.
-pub(crate) fn list_statement(filter: &MetadataFilter, page: &PageQuery) -> AssertSqlSafe<String> {
-    let (filter, cursor) = match filter {
-        MetadataFilter::Any => ("", "$3"),
-        MetadataFilter::Absent => ("and d.project_id = $1 and d.metadata is null", "$3"),
-        MetadataFilter::Holds(_) => ("and d.project_id = $1 and d.metadata @> $3", "$4"),
-    };
-    let cursor = match page.after {
-        Some(_) => format!(
-            "and (j.created_at, j.id) {{after}}
-                 (select created_at, id from jobs where id = {cursor} and project_id = $1)"
-        ),
-        None => String::new(),
-    };
-    let template = select_job!(
-        "where j.project_id = $1 and j.deleted_at is null {filter} {cursor}
-         order by j.created_at {way}, j.id {way} limit $2"
-    );
-    page.fill(&template.replace("{filter}", filter).replace("{cursor}", &cursor))
-}
-
-/// The project's jobs, by creation.
-pub async fn list(
-    db: &Db,
-    project: &Project,
-    filter: &MetadataFilter,
-    page: &PageQuery,
-) -> Result<Page<JobRow>> {
-    let mut query = sqlx::query_as(list_statement(filter, page))
-        .bind(project.id.as_str())
-        .bind(page.fetch_limit());
-    if let MetadataFilter::Holds(pairs) = filter {
-        query = query.bind(Json(pairs));
-    }
-    if let Some(after) = &page.after {
-        query = query.bind(after);
-    }
-    let records: Vec<JobRecord> = query.fetch_all(&db.pool).await?;
-    let rows: Result<Vec<JobRow>> = records.into_iter().map(TryInto::try_into).collect();
-    Ok(Page::from_rows(rows?, page))
 }
 
 /// How many jobs there are in each status, over all projects.
