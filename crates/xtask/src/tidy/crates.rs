@@ -4,15 +4,16 @@
 use crate::json::Json;
 
 /// Our crates, each with those of ours that it may use.
-const OURS: [(&str, &[&str]); 12] = [
+const OURS: [(&str, &[&str]); 13] = [
     ("cli", &["server", "worker", "store", "weights", "domain"]),
-    ("server", &["store", "dataset", "graders", "weights", "domain"]),
+    ("server", &["store", "dataset", "graders", "grammar", "weights", "domain"]),
     ("worker", &["domain"]),
-    ("engine", &["domain", "dataset", "model", "kernels", "weights"]),
+    ("engine", &["domain", "dataset", "grammar", "model", "kernels", "weights"]),
     ("store", &["domain"]),
     ("model", &["kernels", "weights"]),
     ("dataset", &[]),
     ("graders", &[]),
+    ("grammar", &[]),
     ("weights", &[]),
     ("kernels", &[]),
     ("domain", &[]),
