@@ -78,6 +78,45 @@ fn with_parsed_arguments(call: &Value) -> Value {
     call
 }
 
+/// A call's id as nine letters and digits, the same for the same id.
+pub(crate) fn shorten_ids(message: &mut Value) {
+    let short = |id: &mut Value| {
+        let Some(text) = id.as_str().filter(|text| text.len() != 9) else { return };
+        // FNV-1a: ids only have to differ within one conversation.
+        let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        *id = format!("{hash:016x}")[..9].into();
+    };
+    if let Some(id) = message.get_mut("tool_call_id") {
+        short(id);
+    }
+    let calls = message.get_mut("tool_calls").and_then(Value::as_array_mut);
+    for id in calls.into_iter().flatten().filter_map(|call| call.get_mut("id")) {
+        short(id);
+    }
+}
+
+/// JSON as Python's `json.dumps` writes it: models have read it so in training.
+pub(crate) fn spaced_json(value: &Value) -> String {
+    match value {
+        Value::Array(items) => {
+            let items: Vec<String> = items.iter().map(spaced_json).collect();
+            format!("[{}]", items.join(", "))
+        }
+        Value::Object(fields) => {
+            let fields: Vec<String> = fields
+                .iter()
+                .map(|(key, value)| {
+                    format!("{}: {}", Value::from(key.as_str()), spaced_json(value))
+                })
+                .collect();
+            format!("{{{}}}", fields.join(", "))
+        }
+        other => other.to_string(),
+    }
+}
+
 /// A JSON value as a template sees it.
 pub(crate) fn template_value(value: &Value) -> minijinja::Value {
     match value {

@@ -7,6 +7,7 @@
 //! - [`load`] reads a checked file as a [`Dataset`]: an order per epoch, batches per step, and
 //!   [`pack`] arranges one step's examples into micro-batches without padding.
 
+mod calls;
 mod chat;
 mod check;
 mod control;
@@ -32,6 +33,7 @@ mod testing;
 mod text;
 mod tokenizer;
 
+pub use calls::CallForm;
 pub use check::{Checked, Checker, FileRole, Limits, load};
 pub use error::{LoadError, TemplateError};
 pub use format::{Expected, Format};

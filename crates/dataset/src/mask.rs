@@ -281,15 +281,15 @@ mod tests {
     }
 
     #[test]
-    fn a_template_that_drops_tool_calls_is_an_error() {
+    fn a_template_that_drops_one_of_two_calls_is_an_error() {
         let tokenizer = testing::with_template(
-            "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n\
+            "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}\
+             {% if m.tool_calls %}{{ m.tool_calls[0] | tojson }}{% endif %}<|im_end|>\n\
              {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
         );
-        let call = json!({"id": "c", "type": "function",
-                          "function": {"name": "weather", "arguments": "{}"}});
+        let call = |name: &str| json!({"id": "c", "type": "function", "function": {"name": name, "arguments": "{}"}});
         let row = json!({"messages": [{"role": "user", "content": "q"},
-                                      {"role": "assistant", "tool_calls": [call]}]});
+            {"role": "assistant", "tool_calls": [call("weather"), call("clock")]}]});
         let error = spans(&tokenizer, row).unwrap_err();
         assert_eq!(error, TemplateError::ContentChanged { message: 2 });
     }

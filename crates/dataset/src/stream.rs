@@ -27,6 +27,17 @@ impl<'t> TextStream<'t> {
         Self { tokenizer, bytes: Vec::new(), window: Vec::new(), given: 0 }
     }
 
+    /// Goes on after ids whose text is known.
+    pub(crate) fn after(tokenizer: &'t ChatTokenizer, ids: &[u32]) -> Self {
+        let mut stream = Self::new(tokenizer);
+        if !tokenizer.byte_level {
+            let is_text = |id: &&u32| tokenizer.special_ids.binary_search(id).is_err();
+            stream.window.extend(ids.last().filter(is_text));
+            stream.given = stream.window.len();
+        }
+        stream
+    }
+
     /// Takes the next id; gives the text that became whole with it.
     pub fn push(&mut self, id: u32) -> Option<String> {
         if self.tokenizer.special_ids.binary_search(&id).is_ok() {
@@ -49,10 +60,7 @@ impl<'t> TextStream<'t> {
     }
 
     fn push_bytes(&mut self, id: u32) -> Option<String> {
-        let token = self.tokenizer.tokenizer.id_to_token(id)?;
-        let mapped: Option<Vec<u8>> = token.chars().map(byte_of).collect();
-        // Added tokens may hold characters outside the scheme: those stand for themselves.
-        self.bytes.extend(mapped.unwrap_or_else(|| token.into_bytes()));
+        self.bytes.extend(token_bytes(self.tokenizer, id)?);
         let whole = whole_characters(&self.bytes);
         let text = String::from_utf8_lossy(&self.bytes[..whole]).into_owned();
         self.bytes.drain(..whole);
@@ -78,6 +86,24 @@ impl<'t> TextStream<'t> {
         let all = decode(&self.window);
         all.get(before.len()..).unwrap_or_default().to_owned()
     }
+}
+
+/// The bytes of a token that is text.
+pub(crate) fn token_bytes(tokenizer: &ChatTokenizer, id: u32) -> Option<Vec<u8>> {
+    if tokenizer.special_ids.binary_search(&id).is_ok() {
+        return None;
+    }
+    let token = tokenizer.tokenizer.id_to_token(id)?;
+    if tokenizer.byte_level {
+        let mapped: Option<Vec<u8>> = token.chars().map(byte_of).collect();
+        // Added tokens may hold characters outside the scheme: those stand for themselves.
+        return Some(mapped.unwrap_or_else(|| token.into_bytes()));
+    }
+    let byte = token.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
+    if let Some(byte) = byte.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+        return Some(vec![byte]);
+    }
+    Some(token.replace('\u{2581}', " ").into_bytes())
 }
 
 /// The length of the longest beginning that no further byte can change.

@@ -10,11 +10,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
+use crate::calls::{self, Calls};
 use crate::chat;
 use crate::control::{ControlTokens, Marks};
 use crate::error::{LoadError, TemplateError};
 use crate::mask::Header;
-use crate::stream::TextStream;
+use crate::stream::{self, TextStream};
 use crate::template::{ChatTemplate, Scene};
 use crate::text::TextEnds;
 
@@ -39,6 +40,7 @@ pub struct ChatTokenizer {
     stop_ids: Vec<u32>,
     pub(crate) header: Header,
     pub(crate) text_ends: TextEnds,
+    pub(crate) calls: Calls,
     /// Whether a token stands for bytes directly (GPT-2's scheme), as most vocabularies of today.
     pub(crate) byte_level: bool,
 }
@@ -113,6 +115,7 @@ impl ChatTokenizer {
             stop_ids: Vec::new(),
             header: Header::default(),
             text_ends: TextEnds::default(),
+            calls: Calls::default(),
             byte_level: is_byte_level(&tokenizer),
             tokenizer,
         };
@@ -124,6 +127,7 @@ impl ChatTokenizer {
             return Err(LoadError::NoEndOfTurn);
         }
         loaded.learn_text_ends(&config);
+        loaded.learn_calls();
         Ok(loaded)
     }
 
@@ -197,6 +201,41 @@ impl ChatTokenizer {
         TextStream::new(self)
     }
 
+    /// The same for text that goes on after these ids.
+    pub fn text_stream_after(&self, ids: &[u32]) -> TextStream<'_> {
+        TextStream::after(self, ids)
+    }
+
+    /// The bytes that a token stands for; none for special tokens and ids that are no token.
+    pub fn token_bytes(&self, id: u32) -> Option<Vec<u8>> {
+        stream::token_bytes(self, id)
+    }
+
+    /// The same, and for special tokens what they are called.
+    pub fn token_text(&self, id: u32) -> Vec<u8> {
+        let name = || self.tokenizer.id_to_token(id).unwrap_or_default().into_bytes();
+        self.token_bytes(id).unwrap_or_else(name)
+    }
+
+    /// The ids of a text that a model shall go on with: as training has it, special tokens that it spells
+    /// included. And how many ids the tokenizer puts before the text.
+    pub fn encode_text_prompt(&self, text: &str) -> Result<(Vec<u32>, usize), TemplateError> {
+        let mut ids = self.text_ends.start.clone();
+        let own = ids.len();
+        ids.extend(self.encode(text)?.ids);
+        Ok((ids, own))
+    }
+
+    /// The token that ends texts.
+    pub fn end_of_text(&self) -> u32 {
+        self.text_ends.end
+    }
+
+    /// Ids that a vocabulary has room for: one more than the highest.
+    pub fn id_space(&self) -> usize {
+        self.tokenizer.get_vocab(true).values().max().map_or(0, |id| *id as usize + 1)
+    }
+
     /// The text of ids, without special tokens.
     pub fn decode(&self, ids: &[u32]) -> String {
         let mut stream = self.text_stream();
@@ -226,13 +265,19 @@ impl ChatTokenizer {
         if messages.is_empty() {
             return Err(TemplateError::Empty);
         }
-        let prepared = messages.iter().enumerate().map(|(index, message)| {
-            chat::for_template(index, message).map(|value| chat::template_value(&value))
-        });
+        let plain = messages.iter().enumerate().map(|(at, m)| chat::for_template(at, m));
+        let mut plain = plain.collect::<Result<Vec<_>, _>>()?;
+        let ours = self.writes_calls(&plain, tools);
+        if ours {
+            calls::in_content(&mut plain, tools);
+        } else if self.needs_short_ids() {
+            plain.iter_mut().for_each(chat::shorten_ids);
+        }
+        let for_tools = !tools.is_empty() && !ours;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs());
         Ok(Prepared {
-            messages: prepared.collect::<Result<_, _>>()?,
-            tools: (!tools.is_empty()).then(|| tools.iter().map(chat::template_value).collect()),
+            messages: plain.iter().map(chat::template_value).collect(),
+            tools: for_tools.then(|| tools.iter().map(chat::template_value).collect()),
             now: i64::try_from(now).unwrap_or(0),
         })
     }

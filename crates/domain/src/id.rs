@@ -106,6 +106,8 @@ ids! {
     EvalRunId = "evalrun_";
     /// What one row of a run's data source has led to.
     OutputItemId = "outputitem_";
+    /// One completion of a text.
+    TextCompletionId = "cmpl-";
 }
 
 /// The name under which a model answers: a base model's (`smollm2-135m-instruct`), a tuned model's

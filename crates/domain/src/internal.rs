@@ -26,7 +26,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::engine::Sampling;
+use crate::engine::Question;
 use crate::hyperparameters::{Precision, Quantization};
 use crate::id::{CheckpointId, FileId, JobId, ModelId};
 use crate::job::MethodType;
@@ -198,19 +198,14 @@ pub struct NextInference {
     pub wait_seconds: u64,
 }
 
-/// A chat request for a worker to answer.
+/// A request for a worker to answer.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct InferenceTask {
     pub id: String,
     pub base_model: BaseModel,
     /// None asks for the base model itself.
     pub adapter: Option<AdapterRef>,
-    pub messages: Vec<serde_json::Value>,
-    pub tools: Vec<serde_json::Value>,
-    pub sampling: Sampling,
-    /// Score the messages with a reward model instead of answering them.
-    #[serde(default)]
-    pub score: bool,
+    pub question: Question,
 }
 
 /// Files of a checkpoint that only a resumed run needs.

@@ -20,7 +20,7 @@ use domain::report::RunFailure;
 use model::Decoder;
 
 use crate::failure::{Fault, guard};
-use crate::generate::{AdapterCache, Generation, shared_turn};
+use crate::generate::{AdapterCache, Generation, Words, shared_turn};
 use crate::protocol::{Input, Replies};
 use crate::room::Room;
 use crate::train::{Happened, Prepared, Run, admit, prepare};
@@ -48,6 +48,7 @@ pub struct Scheduler<'a> {
     last_run_turn: Instant,
     generations: VecDeque<Generation<'a>>,
     adapters: AdapterCache,
+    words: Words,
 }
 
 impl<'a> Scheduler<'a> {
@@ -70,6 +71,7 @@ impl<'a> Scheduler<'a> {
             last_run_turn: Instant::now(),
             generations: VecDeque::new(),
             adapters: AdapterCache::new(ADAPTERS_KEPT),
+            words: Words::default(),
         }
     }
 
@@ -246,10 +248,11 @@ impl<'a> Scheduler<'a> {
     fn begin_generation(&mut self, request: GenerateRequest) -> Result<()> {
         let id = request.id.clone();
         let (decoder, tokenizer, adapters) = (self.decoder, self.tokenizer, &mut self.adapters);
+        let words = self.words.clone();
         let begun = guard(|| {
             let folder = request.adapter.as_deref();
             let adapter = folder.map(|folder| adapters.get(folder, decoder)).transpose()?;
-            Generation::new(request, adapter, decoder, tokenizer)
+            Generation::new(request, adapter, decoder, tokenizer, words)
         });
         match begun {
             Ok(Ok(generation)) => {

@@ -10,7 +10,10 @@ use std::thread;
 use std::time::Duration;
 
 use common::{CONTEXT, Folder, plan, write_model};
-use domain::engine::{Command, FinishReason, GenerateRequest, GenerationEvent, Reply, Sampling};
+use domain::engine::{
+    AnswerForm, CallChoice, CallRules, Command, FinishReason, GenerateRequest, GenerationEvent,
+    Prompt, Question, Reply, Sampling, TokenLogprob,
+};
 use domain::id::JobId;
 use domain::job::MethodType;
 use domain::plan::TrainingPlan;
@@ -79,12 +82,15 @@ impl Engine {
         let request = GenerateRequest {
             id: id.to_owned(),
             adapter: None,
-            messages: vec![json!({"role": "user", "content": text})],
-            tools: Vec::new(),
-            sampling,
-            score: false,
+            question: Question::chat(vec![json!({"role": "user", "content": text})], sampling),
         };
         self.send(&Command::Generate { request: Box::new(request) });
+    }
+
+    fn question(&mut self, id: &str, question: Question) -> Answer {
+        let request = GenerateRequest { id: id.to_owned(), adapter: None, question };
+        self.send(&Command::Generate { request: Box::new(request) });
+        self.answer(id)
     }
 
     fn reply(&self) -> Reply {
@@ -145,6 +151,11 @@ struct Answer {
     completion_tokens: u32,
     score: Option<f64>,
     failure: Option<(String, String)>,
+    echo: Option<(String, Vec<TokenLogprob>)>,
+    /// Of the first choice.
+    logprobs: Vec<TokenLogprob>,
+    /// Of the first choice: names and arguments.
+    calls: Vec<(String, String)>,
 }
 
 impl Answer {
@@ -158,8 +169,20 @@ impl Answer {
             match event {
                 GenerationEvent::Started { .. } => {}
                 GenerationEvent::Scored { score } => answer.score = Some(*score),
-                GenerationEvent::Delta { index, text } => {
+                GenerationEvent::Echo { text, logprobs } => {
+                    answer.echo = Some((text.clone(), logprobs.clone()));
+                }
+                GenerationEvent::Call { name, .. } => {
+                    answer.calls.push((name.clone(), String::new()));
+                }
+                GenerationEvent::Arguments { call, text, .. } => {
+                    answer.calls[*call as usize].1.push_str(text);
+                }
+                GenerationEvent::Delta { index, text, logprobs } => {
                     let index = *index as usize;
+                    if index == 0 {
+                        answer.logprobs.extend_from_slice(logprobs);
+                    }
                     answer.texts.resize(answer.texts.len().max(index + 1), String::new());
                     answer.texts[index].push_str(text);
                 }
@@ -221,10 +244,10 @@ fn a_tuned_adapter_answers_what_it_was_taught() {
     let request = GenerateRequest {
         id: "taught".to_owned(),
         adapter,
-        messages: vec![json!({"role": "user", "content": "Count to five, please."})],
-        tools: Vec::new(),
-        sampling: Sampling { temperature: 0.0, ..Sampling::default() },
-        score: false,
+        question: Question::chat(
+            vec![json!({"role": "user", "content": "Count to five, please."})],
+            Sampling { temperature: 0.0, ..Sampling::default() },
+        ),
     };
     engine.send(&Command::Generate { request: Box::new(request) });
     let answer = engine.answer("taught");
@@ -264,10 +287,11 @@ fn a_reward_model_scores_whole_conversations_and_does_not_answer() {
         let request = GenerateRequest {
             id: "scored".to_owned(),
             adapter: adapter.clone(),
-            messages,
-            tools: Vec::new(),
-            sampling: tokens(1),
-            score,
+            question: if score {
+                Question::score(messages, Vec::new())
+            } else {
+                Question::chat(messages, tokens(1))
+            },
         };
         engine.send(&Command::Generate { request: Box::new(request) });
         engine.answer("scored")
@@ -319,6 +343,136 @@ fn sampling_limits_seeds_choices_and_stop_strings_are_kept() {
     engine.ask("none", "Hello", tokens(0));
     let none = engine.answer("none");
     assert_eq!((none.completion_tokens, &none.reasons[..]), (0, &[FinishReason::Length][..]));
+}
+
+/// Byte-level tokens are their bytes; the two others are control tokens.
+fn id_of(token: &[u8]) -> i64 {
+    match token {
+        [byte] => i64::from(*byte),
+        b"<|im_start|>" => 256,
+        _ => 257,
+    }
+}
+
+#[test]
+fn log_probabilities_are_the_model_s_own() {
+    let model = model();
+    let mut engine = Engine::start(model.path());
+    let ids: Vec<u32> = "Hello, wörld".bytes().map(u32::from).collect();
+    let sampling = |logprobs| Sampling {
+        temperature: 1.7,
+        top_p: 0.9,
+        presence_penalty: 1.0,
+        logit_bias: vec![(65, 2.0)],
+        logprobs,
+        ..tokens(12)
+    };
+    let prompt = |echo| Prompt::Tokens { ids: ids.clone(), echo };
+    let question =
+        |prompt, logprobs| Question { prompt, ..Question::chat(Vec::new(), sampling(logprobs)) };
+    let told = engine.question("told", question(prompt(true), Some(4)));
+    let silent = engine.question("silent", question(prompt(false), None));
+    assert_eq!(told.texts, silent.texts, "to tell them changes nothing");
+    let (echo, before) = told.echo.clone().unwrap();
+    assert_eq!((echo.as_str(), before.len()), ("Hello, wörld", ids.len()));
+    let all: Vec<&TokenLogprob> = before.iter().chain(&told.logprobs).collect();
+    let bytes: Vec<u8> = told.logprobs.iter().flat_map(|t| t.token.0.clone()).collect();
+    assert_eq!(String::from_utf8_lossy(&bytes), told.texts[0]);
+
+    let decoder = model::Decoder::load(model.path(), tch::Device::Cpu).unwrap();
+    let ids: Vec<i64> = all.iter().map(|told| id_of(&told.token.0)).collect();
+    let batch = model::Batch {
+        positions: (0..ids.len() as i64).collect(),
+        cu_seqlens: vec![0, ids.len() as i32],
+        input_ids: ids.clone(),
+        ..model::Batch::default()
+    };
+    let logits = decoder.logits(&batch, None).unwrap();
+    let expected = logits.to_kind(tch::Kind::Double).log_softmax(-1, tch::Kind::Double);
+    assert!(all[0].logprob.is_none());
+    for (at, told) in all.iter().enumerate().skip(1) {
+        let of = |id: i64| expected.double_value(&[at as i64 - 1, id]);
+        let close = |a: f64, b: f64| (a - b).abs() < 1e-4;
+        assert!(close(told.logprob.unwrap(), of(ids[at])), "token {at}");
+        assert_eq!(told.top.len(), 4);
+        let (best, _) = expected.get(at as i64 - 1).topk(4, -1, true, true);
+        for (rank, (token, logprob)) in told.top.iter().enumerate() {
+            assert!(close(*logprob, best.double_value(&[rank as i64])), "token {at}, rank {rank}");
+            assert!(close(*logprob, of(id_of(&token.0))), "token {at}, rank {rank}");
+        }
+    }
+    assert!(engine.end().success());
+}
+
+#[test]
+fn forms_are_held_to_whatever_the_model_would_say() {
+    let model = model();
+    let mut engine = Engine::start(model.path());
+    let ask = |form: AnswerForm, seed: u64| Question {
+        form,
+        ..Question::chat(
+            vec![json!({"role": "user", "content": "x"})],
+            Sampling { seed: Some(seed), max_tokens: Some(200), ..Sampling::default() },
+        )
+    };
+    let schema = json!({"type": "object", "required": ["kind", "count"], "properties": {
+        "kind": {"enum": ["red", "green"]}, "count": {"type": "integer"}, "on": {"type": "boolean"}}});
+    let mut whole = 0;
+    for seed in 0..4 {
+        let form = AnswerForm::Schema { schema: schema.clone(), strict: true };
+        let answer = engine.question(&format!("schema {seed}"), ask(form, seed));
+        if answer.reasons == [FinishReason::Stop] {
+            let value: Value = serde_json::from_str(&answer.texts[0]).unwrap();
+            assert!(["red", "green"].contains(&value["kind"].as_str().unwrap()));
+            assert!(value["count"].is_number() && value.as_object().unwrap().len() <= 3);
+            whole += 1;
+        }
+    }
+    assert!(whole > 0, "no answer has ended");
+    let answer = engine.question("object", ask(AnswerForm::Object, 5));
+    assert!(answer.texts[0].trim_start().starts_with('{'), "{answer:?}");
+
+    // Nothing satisfies it: an object that must hold another one of its kind.
+    let endless = json!({"type": "object", "required": ["a"], "properties": {"a": {"$ref": "#"}}});
+    let form = AnswerForm::Schema { schema: endless, strict: true };
+    let answer = engine.question("endless", ask(form, 1));
+    let is_told = answer.failure.is_some_and(|(code, _)| code == "invalid_form");
+    assert!(is_told || answer.reasons == [FinishReason::Length]);
+    let form = AnswerForm::Schema { schema: json!({"not": {}}), strict: true };
+    assert_eq!(engine.question("refused", ask(form, 1)).failure.unwrap().0, "invalid_form");
+    assert!(engine.end().success());
+}
+
+#[test]
+fn calls_that_must_come_come_with_arguments_that_fit() {
+    let model = model();
+    let mut engine = Engine::start(model.path());
+    let tool = |name: &str| {
+        json!({"type": "function", "function": {"name": name, "parameters": {"type": "object",
+            "properties": {"unit": {"enum": ["C", "F"]}}, "required": ["unit"]}}})
+    };
+    let ask = |choice: CallChoice, seed: u64| Question {
+        prompt: Prompt::Chat {
+            messages: vec![json!({"role": "user", "content": "x"})],
+            tools: vec![tool("weather"), tool("clock")],
+        },
+        calls: CallRules { choice, parallel: false },
+        ..Question::chat(Vec::new(), Sampling { seed: Some(seed), ..Sampling::default() })
+    };
+    for seed in 0..3 {
+        let named = CallChoice::Named("clock".to_owned());
+        let answer = engine.question(&format!("named {seed}"), ask(named, seed));
+        if answer.reasons == [FinishReason::Calls] {
+            let [(name, arguments)] = &answer.calls[..] else { panic!("{answer:?}") };
+            let arguments: Value = serde_json::from_str(arguments).unwrap();
+            assert!(name == "clock" && ["C", "F"].contains(&arguments["unit"].as_str().unwrap()));
+            assert!(answer.texts.is_empty(), "{answer:?}");
+            let required = engine.question("required", ask(CallChoice::Required, seed));
+            assert!(["weather", "clock"].contains(&required.calls[0].0.as_str()));
+            return;
+        }
+    }
+    panic!("no call has ended");
 }
 
 #[test]
@@ -415,10 +569,7 @@ fn what_fails_inside_a_turn_ends_nothing_else() {
     let request = GenerateRequest {
         id: "adapter".to_owned(),
         adapter: Some(output.path().join("no-such-adapter")),
-        messages: vec![json!({"role": "user", "content": "x"})],
-        tools: Vec::new(),
-        sampling: tokens(3),
-        score: false,
+        question: Question::chat(vec![json!({"role": "user", "content": "x"})], tokens(3)),
     };
     engine.send(&Command::Generate { request: Box::new(request) });
     let (_, message) = engine.answer("adapter").failure.unwrap();

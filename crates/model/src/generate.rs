@@ -116,6 +116,25 @@ impl Decoder {
         })
     }
 
+    /// Appends `ids` to the cache and answers the logits after each of them: f32 rows, on the CPU. They take
+    /// memory for the whole vocabulary per row, so `ids` should be few; panics as [`extend`](Self::extend).
+    pub fn extend_rows(
+        &self,
+        cache: &mut KvCache,
+        ids: &[i64],
+        adapter: Option<&Adapter>,
+    ) -> Vec<Vec<f32>> {
+        self.check_append(cache, ids);
+        let decoder = self.under(adapter);
+        let logits = no_grad(|| {
+            let hidden = decoder.append(vec![(&*cache, ids.len())], ids, adapter, &[]);
+            decoder.head_logits_few(&decoder.final_norm(&hidden).0).to_device(Device::Cpu)
+        });
+        cache.len += ids.len();
+        let row = |row| Vec::try_from(logits.i(row)).expect("logits are f32 rows");
+        (0..ids.len() as i64).map(row).collect()
+    }
+
     /// Appends `ids` to the cache and answers the hidden state after the last of them, `[1, D]`; panics as
     /// [`extend`](Self::extend).
     pub(crate) fn read(

@@ -14,6 +14,8 @@ pub struct SamplerOptions {
     pub frequency_penalty: f64,
     /// Subtracted once for a token that was generated before.
     pub presence_penalty: f64,
+    /// Added to the logits of tokens.
+    pub logit_bias: Vec<(u32, f32)>,
 }
 
 /// Draws tokens; the same seed and logits give the same tokens.
@@ -30,37 +32,61 @@ impl Sampler {
         Self { options, state, counts: HashMap::new() }
     }
 
-    /// The next token after these logits (one per token of the vocabulary).
-    pub fn sample(&mut self, logits: &[f32]) -> u32 {
-        let penalised;
-        let logits = if self.counts.is_empty() || self.has_no_penalty() {
+    /// The next token after these logits (one per token of the vocabulary): one of the `allowed` ones, a bit
+    /// per token, if there is such a set. None when that is empty.
+    pub fn sample(&mut self, logits: &[f32], allowed: Option<&[u64]>) -> Option<u32> {
+        let adjusted;
+        let logits = if allowed.is_none() && !self.adjusts() {
             logits
         } else {
-            penalised = self.penalise(logits);
-            &penalised
+            adjusted = self.adjust(logits, allowed);
+            &adjusted
         };
         let token =
             if self.options.temperature <= 0.0 { argmax(logits) } else { self.draw(logits) };
+        if logits[token as usize] == f32::NEG_INFINITY {
+            return None;
+        }
         *self.counts.entry(token).or_default() += 1;
-        token
+        Some(token)
     }
 
-    fn has_no_penalty(&self) -> bool {
-        self.options.frequency_penalty == 0.0 && self.options.presence_penalty == 0.0
+    fn adjusts(&self) -> bool {
+        let SamplerOptions { frequency_penalty, presence_penalty, logit_bias, .. } = &self.options;
+        let penalises = *frequency_penalty != 0.0 || *presence_penalty != 0.0;
+        !logit_bias.is_empty() || (penalises && !self.counts.is_empty())
     }
 
-    fn penalise(&self, logits: &[f32]) -> Vec<f32> {
+    fn adjust(&self, logits: &[f32], allowed: Option<&[u64]>) -> Vec<f32> {
         let mut logits = logits.to_vec();
         for (&token, &count) in &self.counts {
             let penalty =
                 self.options.frequency_penalty * f64::from(count) + self.options.presence_penalty;
             logits[token as usize] -= penalty as f32;
         }
+        for &(token, bias) in &self.options.logit_bias {
+            if let Some(logit) = logits.get_mut(token as usize) {
+                *logit += bias;
+            }
+        }
+        if let Some(allowed) = allowed {
+            let words = allowed.iter().copied().chain(std::iter::repeat(0));
+            for (logits, word) in logits.chunks_mut(64).zip(words) {
+                for (bit, logit) in logits.iter_mut().enumerate() {
+                    if word & (1 << bit) == 0 {
+                        *logit = f32::NEG_INFINITY;
+                    }
+                }
+            }
+        }
         logits
     }
 
     fn draw(&mut self, logits: &[f32]) -> u32 {
         let top = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+        if top == f64::NEG_INFINITY {
+            return 0;
+        }
         let weight = |x: f32| ((f64::from(x) - top) / self.options.temperature).exp();
         // Below e^-30 of the best token's probability nothing is ever drawn.
         let mut candidates: Vec<(u32, f64)> = logits
@@ -115,18 +141,20 @@ mod tests {
 
     fn sampler(temperature: f64, top_p: f64, seed: u64) -> Sampler {
         let (frequency_penalty, presence_penalty) = (0.0, 0.0);
+        let logit_bias = Vec::new();
         Sampler::new(SamplerOptions {
             temperature,
             top_p,
             seed,
             frequency_penalty,
             presence_penalty,
+            logit_bias,
         })
     }
 
     #[test]
     fn greedy_takes_the_first_of_the_largest() {
-        assert_eq!(sampler(0.0, 1.0, 1).sample(&[0.5, 2.0, 2.0, -1.0]), 1);
+        assert_eq!(sampler(0.0, 1.0, 1).sample(&[0.5, 2.0, 2.0, -1.0], None), Some(1));
     }
 
     #[test]
@@ -135,7 +163,7 @@ mod tests {
         let mut counts = [0u32; 3];
         let mut sampler = sampler(1.0, 1.0, 3);
         for _ in 0..20_000 {
-            counts[sampler.sample(&logits) as usize] += 1;
+            counts[sampler.sample(&logits, None).unwrap() as usize] += 1;
         }
         let total: f32 = logits.iter().map(|x| x.exp()).sum();
         for (count, x) in counts.iter().zip(logits) {
@@ -148,7 +176,7 @@ mod tests {
     fn top_p_keeps_the_smallest_sufficient_set() {
         let logits = [3.0f32, 2.9, 0.0, -1.0];
         let mut sampler = sampler(1.0, 0.5, 9);
-        assert!((0..2_000).all(|_| sampler.sample(&logits) <= 1));
+        assert!((0..2_000).all(|_| sampler.sample(&logits, None) <= Some(1)));
     }
 
     #[test]
@@ -156,7 +184,7 @@ mod tests {
         let logits = [0.0f32; 50];
         let run = |seed| -> Vec<u32> {
             let mut sampler = sampler(1.0, 1.0, seed);
-            (0..20).map(|_| sampler.sample(&logits)).collect()
+            (0..20).map(|_| sampler.sample(&logits, None).unwrap()).collect()
         };
         assert_eq!(run(5), run(5));
         assert_ne!(run(5), run(6));
@@ -170,8 +198,37 @@ mod tests {
             seed: 0,
             frequency_penalty: 0.0,
             presence_penalty: 1.0,
+            logit_bias: Vec::new(),
         });
         let logits = [1.0f32, 0.5];
-        assert_eq!([sampler.sample(&logits), sampler.sample(&logits)], [0, 1]);
+        let two = [(); 2].map(|()| sampler.sample(&logits, None).unwrap());
+        assert_eq!(two, [0, 1]);
+    }
+
+    #[test]
+    fn bias_moves_a_token_up_or_out() {
+        let biased = |logit_bias: Vec<(u32, f32)>, seed| {
+            let options = SamplerOptions { logit_bias, ..sampler(1.0, 1.0, seed).options };
+            Sampler::new(options).sample(&[1.0, 1.0, 1.0], None)
+        };
+        assert!((0..200).all(|seed| biased(vec![(2, 100.0), (9, 5.0)], seed) == Some(2)));
+        assert!((0..200).all(|seed| biased(vec![(2, -100.0)], seed) != Some(2)));
+    }
+
+    #[test]
+    fn only_allowed_tokens_are_drawn_in_their_own_proportions() {
+        let logits: Vec<f32> = (0..70).map(|i| i as f32 / 35.0).collect();
+        let allowed = [1 << 3 | 1 << 40, 1 << 5];
+        let (mut sampler, mut counts) = (sampler(1.0, 1.0, 4), [0u32; 70]);
+        for _ in 0..20_000 {
+            counts[sampler.sample(&logits, Some(&allowed)).unwrap() as usize] += 1;
+        }
+        let total: f32 = [3, 40, 69].map(|i| logits[i].exp()).iter().sum();
+        for token in [3, 40, 69] {
+            let expected = logits[token].exp() / total;
+            assert!((counts[token] as f32 / 20_000.0 - expected).abs() < 0.02, "{counts:?}");
+        }
+        assert_eq!(counts.iter().sum::<u32>(), counts[3] + counts[40] + counts[69]);
+        assert_eq!(sampler.sample(&logits, Some(&[])), None);
     }
 }

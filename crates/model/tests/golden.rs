@@ -285,13 +285,14 @@ fn greedy_tokens_equal_peft_token_by_token_and_at_once() {
             seed: 0,
             frequency_penalty: 0.0,
             presence_penalty: 0.0,
+            logit_bias: Vec::new(),
         };
         let mut sampler = Sampler::new(greedy);
         let mut logits = case.decoder.extend(&mut cache, prompt, Some(&case.adapter));
         let mut tokens = Vec::new();
         for _ in 0..golden.len() {
             let values = Vec::<f32>::try_from(&logits).unwrap();
-            tokens.push(i64::from(sampler.sample(&values)));
+            tokens.push(i64::from(sampler.sample(&values, None).unwrap()));
             let last = [tokens[tokens.len() - 1]];
             if tokens.len() < golden.len() {
                 logits = case.decoder.extend(&mut cache, &last, Some(&case.adapter));

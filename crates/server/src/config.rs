@@ -54,6 +54,9 @@ pub struct Config {
     pub inference_idle: Duration,
     /// Chat requests that may wait or run at once.
     pub max_inference_requests: usize,
+    /// How long stored completions are kept.
+    #[serde(with = "humantime_serde")]
+    pub completion_retention: Duration,
     /// Training files that are checked at once.
     pub validations: usize,
     /// Runs of evaluations that are executed at once.
@@ -108,6 +111,7 @@ impl Default for Config {
             inference_wait: Duration::from_secs(30),
             inference_idle: Duration::from_secs(300),
             max_inference_requests: 256,
+            completion_retention: Duration::from_secs(30 * 24 * 3600),
             validations: 2,
             eval_runs: 2,
             eval_items_at_once: 8,

@@ -59,6 +59,8 @@ pub(crate) enum ApiError {
     ChatModelNotFound(String),
     #[error("Model {0} is not available for fine-tuning or does not exist.")]
     ModelNotTrainable(String),
+    #[error("Could not find chat completion: {0}")]
+    CompletionNotFound(String),
     #[error("{0}")]
     ContextLengthExceeded(String),
     #[error("{0}")]
@@ -183,6 +185,9 @@ impl ApiError {
             }
             Self::ModelNotTrainable(_) => {
                 shape(S::BAD_REQUEST, INVALID, Some("model_not_available"), None)
+            }
+            Self::CompletionNotFound(_) => {
+                shape(S::NOT_FOUND, INVALID, Some("not_found"), Some("completion_id"))
             }
             Self::ContextLengthExceeded(_) => {
                 shape(S::BAD_REQUEST, INVALID, Some("context_length_exceeded"), Some("messages"))

@@ -18,7 +18,7 @@ use crate::internal;
 use crate::observe::{after_panic, observe};
 use crate::routes::{
     completions, estimate, evals, files, graders, health, jobs, models, permissions, scores,
-    uploads, validation,
+    stored, texts, uploads, validation,
 };
 use crate::state::AppState;
 
@@ -81,7 +81,10 @@ fn api() -> OpenApiRouter<AppState> {
         .routes(routes!(models::list))
         .routes(routes!(models::retrieve, models::delete))
         .routes(routes!(models::weights))
-        .routes(routes!(completions::create))
+        .routes(routes!(completions::create, stored::list))
+        .routes(routes!(stored::retrieve, stored::update, stored::delete))
+        .routes(routes!(stored::messages))
+        .routes(routes!(texts::create))
 }
 
 /// The public routes and their description.

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use common::worker::Worker;
 use common::{MODEL, PATIENCE, TestServer, body, error_of};
-use domain::engine::{FinishReason, GenerationEvent, GenerationFailure};
+use domain::engine::{
+    FinishReason, GenerationEvent, GenerationFailure, Prompt, Question, TokenLogprob, TokenText,
+};
 use domain::internal::InferenceTask;
 use reqwest::{Method, Response, StatusCode};
 use serde_json::{Value, json};
@@ -62,7 +64,7 @@ impl Answering {
 }
 
 fn delta(index: u32, text: &str) -> GenerationEvent {
-    GenerationEvent::Delta { index, text: text.to_owned() }
+    GenerationEvent::Delta { index, text: text.to_owned(), logprobs: Vec::new() }
 }
 
 fn finished(index: u32, reason: FinishReason) -> GenerationEvent {
@@ -83,16 +85,15 @@ async fn a_whole_answer_has_every_choice_and_the_usage() {
     let asking = server.post("/v1/chat/completions", &request);
     let answering = async {
         let task = take(&server).await;
-        assert_eq!(
-            task.messages,
-            vec![
-                json!({"role": "system", "content": "Be brief."}),
-                json!({"role": "user", "content": "hi"}),
-            ]
-        );
-        assert_eq!(task.sampling.temperature, 0.0);
-        assert_eq!((task.sampling.n, task.sampling.max_tokens), (2, Some(9)));
-        assert_eq!((task.sampling.seed, task.sampling.stop.len()), (Some(5), 1));
+        let messages = vec![
+            json!({"role": "system", "content": "Be brief."}),
+            json!({"role": "user", "content": "hi"}),
+        ];
+        let Question { prompt, sampling, .. } = &task.question;
+        assert_eq!(*prompt, Prompt::Chat { messages, tools: Vec::new() });
+        assert_eq!(sampling.temperature, 0.0);
+        assert_eq!((sampling.n, sampling.max_tokens), (2, Some(9)));
+        assert_eq!((sampling.seed, sampling.stop.len()), (Some(5), 1));
         assert!(task.adapter.is_none());
         let answering = Answering::open(&server, &task);
         answering.send(GenerationEvent::Started { prompt_tokens: 7 }).await;
@@ -325,4 +326,276 @@ async fn scores_are_refused_where_there_can_be_none() {
         let (got_code, got_param, message) = error_of(&error);
         assert_eq!((got.as_u16(), got_code, got_param), (status, code, param), "{message}");
     }
+}
+
+#[tokio::test]
+async fn calls_come_whole_or_in_fragments_or_in_the_older_form() {
+    let server = TestServer::start().await.with_model().await;
+    let function = json!({"name": "weather", "parameters": {"type": "object"}});
+    let tools = json!([{"type": "function", "function": function}]);
+    for (extra, streams, legacy) in [
+        (json!({"tools": tools}), false, false),
+        (json!({"tools": tools, "stream": true}), true, false),
+        (json!({"functions": [function]}), false, true),
+        (json!({"functions": [function], "stream": true}), true, true),
+    ] {
+        let request = chat(extra);
+        let asking = async {
+            let request = server.request(Method::POST, "/v1/chat/completions").json(&request);
+            request.send().await.unwrap().text().await.unwrap()
+        };
+        let answering = async {
+            let task = take(&server).await;
+            let Prompt::Chat { tools: given, .. } = &task.question.prompt else { panic!("a chat") };
+            assert_eq!(json!(given), tools);
+            let answering = Answering::open(&server, &task);
+            answering.send(GenerationEvent::Started { prompt_tokens: 7 }).await;
+            answering
+                .send(GenerationEvent::Call { index: 0, call: 0, name: "weather".to_owned() })
+                .await;
+            for text in ["{\"city\":", " \"Ulm\"}"] {
+                let text = text.to_owned();
+                answering.send(GenerationEvent::Arguments { index: 0, call: 0, text }).await;
+            }
+            answering.send(finished(0, FinishReason::Calls)).await;
+            answering.send(DONE).await;
+            answering.end().await
+        };
+        let (text, _) = tokio::join!(asking, answering);
+        let reason = if legacy { "function_call" } else { "tool_calls" };
+        let whole = json!({"name": "weather", "arguments": "{\"city\": \"Ulm\"}"});
+        if !streams {
+            let answer: Value = serde_json::from_str(&text).unwrap();
+            let choice = &answer["choices"][0];
+            assert_eq!(
+                (&choice["finish_reason"], &choice["message"]["content"]),
+                (&json!(reason), &Value::Null)
+            );
+            let got = if legacy {
+                choice["message"]["function_call"].clone()
+            } else {
+                let call = &choice["message"]["tool_calls"][0];
+                assert!(
+                    call["id"].as_str().unwrap().starts_with("call_") && call["type"] == "function"
+                );
+                call["function"].clone()
+            };
+            assert_eq!(got, whole);
+            continue;
+        }
+        let chunks = data(&text);
+        let deltas: Vec<&Value> = chunks.iter().map(|c| &c["choices"][0]["delta"]).collect();
+        if legacy {
+            assert_eq!(deltas[1], &json!({"function_call": {"name": "weather", "arguments": ""}}));
+            assert_eq!(deltas[2], &json!({"function_call": {"arguments": "{\"city\":"}}));
+        } else {
+            let first = &deltas[1]["tool_calls"][0];
+            assert_eq!(first["function"], json!({"name": "weather", "arguments": ""}));
+            assert!(first["id"].as_str().unwrap().starts_with("call_"));
+            assert_eq!(
+                deltas[2],
+                &json!({"tool_calls": [{"index": 0, "function": {"arguments": "{\"city\":"}}]})
+            );
+        }
+        assert_eq!(chunks[4]["choices"][0]["finish_reason"], reason);
+    }
+}
+
+fn told(token: &[u8], logprob: f64) -> TokenLogprob {
+    let text = TokenText(token.to_vec());
+    TokenLogprob { token: text.clone(), logprob: Some(logprob), top: vec![(text, logprob)] }
+}
+
+#[tokio::test]
+async fn log_probabilities_have_text_and_bytes_whole_and_streamed() {
+    let server = TestServer::start().await.with_model().await;
+    let expected = json!([
+        {"token": "\u{fffd}", "logprob": -0.5, "bytes": [0xc3],
+            "top_logprobs": [{"token": "\u{fffd}", "logprob": -0.5, "bytes": [0xc3]}]},
+        {"token": "\u{fffd}", "logprob": -1.5, "bytes": [0xbc],
+            "top_logprobs": [{"token": "\u{fffd}", "logprob": -1.5, "bytes": [0xbc]}]},
+    ]);
+    for streams in [false, true] {
+        let request = chat(json!({"logprobs": true, "top_logprobs": 1, "stream": streams}));
+        let asking = async {
+            let request = server.request(Method::POST, "/v1/chat/completions").json(&request);
+            request.send().await.unwrap().text().await.unwrap()
+        };
+        let answering = async {
+            let task = take(&server).await;
+            assert_eq!(task.question.sampling.logprobs, Some(1));
+            let answering = Answering::open(&server, &task);
+            answering.send(GenerationEvent::Started { prompt_tokens: 7 }).await;
+            let logprobs = vec![told(&[0xc3], -0.5), told(&[0xbc], -1.5)];
+            let text = "ü".to_owned();
+            answering.send(GenerationEvent::Delta { index: 0, text, logprobs }).await;
+            answering.send(finished(0, FinishReason::Stop)).await;
+            answering.send(DONE).await;
+            answering.end().await
+        };
+        let (text, _) = tokio::join!(asking, answering);
+        let content = if streams {
+            data(&text)[1]["choices"][0]["logprobs"]["content"].clone()
+        } else {
+            serde_json::from_str::<Value>(&text).unwrap()["choices"][0]["logprobs"]["content"]
+                .clone()
+        };
+        assert_eq!(content, expected);
+    }
+}
+
+/// Answers the next request with these texts, one per choice.
+async fn answer_with(server: &TestServer, texts: &[(&str, f64)]) -> InferenceTask {
+    let task = take(server).await;
+    let answering = Answering::open(server, &task);
+    answering.send(GenerationEvent::Started { prompt_tokens: 7 }).await;
+    if let Prompt::Text { text, echo: true } = &task.question.prompt {
+        let logprobs = vec![TokenLogprob { logprob: None, ..told(text.as_bytes(), 0.0) }];
+        answering.send(GenerationEvent::Echo { text: text.clone(), logprobs }).await;
+    }
+    for (index, (text, logprob)) in texts.iter().enumerate() {
+        let (index, text) = (index as u32, (*text).to_owned());
+        let logprobs = vec![told(text.as_bytes(), *logprob)];
+        answering.send(GenerationEvent::Delta { index, text, logprobs }).await;
+        answering.send(finished(index, FinishReason::Length)).await;
+    }
+    answering.send(DONE).await;
+    answering.end().await;
+    task
+}
+
+#[tokio::test]
+async fn texts_are_completed_prompt_by_prompt() {
+    let server = TestServer::start().await.with_model().await;
+    let request = json!({"model": MODEL, "prompt": ["one", "two"], "echo": true, "logprobs": 1});
+    let asking = server.post("/v1/completions", &request);
+    // Both are asked at once, in any order.
+    let answering = async {
+        let (a, b) = (answer_with(&server, &[(" x", -1.0)]), answer_with(&server, &[(" x", -1.0)]));
+        tokio::join!(a, b)
+    };
+    let ((status, answer), (first, second)) = tokio::join!(asking, answering);
+    assert_eq!(status, 200, "{answer}");
+    let limit = |task: &InferenceTask| task.question.sampling.max_tokens;
+    assert_eq!((limit(&first), limit(&second)), (Some(16), Some(16)));
+    assert_eq!(answer["object"], "text_completion");
+    assert!(answer["id"].as_str().unwrap().starts_with("cmpl-"));
+    let choices = answer["choices"].as_array().unwrap();
+    let texts: Vec<&Value> = choices.iter().map(|choice| &choice["text"]).collect();
+    assert_eq!(texts, ["one x", "two x"]);
+    assert_eq!(
+        choices[1]["logprobs"],
+        json!({"tokens": ["two", " x"], "token_logprobs": [null, -1.0],
+               "top_logprobs": [null, {" x": -1.0}], "text_offset": [0, 3]})
+    );
+    assert_eq!((&choices[1]["index"], &choices[1]["finish_reason"]), (&json!(1), &json!("length")));
+    assert_eq!(answer["usage"]["total_tokens"], 24);
+
+    let request = json!({"model": MODEL, "prompt": [1, 2], "best_of": 3, "n": 1});
+    let asking = server.post("/v1/completions", &request);
+    let texts = [("worse", -2.0), ("best", -0.5), ("bad", -3.0)];
+    let ((_, answer), task) = tokio::join!(asking, answer_with(&server, &texts));
+    assert_eq!(task.question.prompt, Prompt::Tokens { ids: vec![1, 2], echo: false });
+    assert_eq!(task.question.sampling.n, 3);
+    assert_eq!(answer["choices"].as_array().unwrap().len(), 1);
+    assert_eq!(
+        (&answer["choices"][0]["text"], &answer["choices"][0]["logprobs"]),
+        (&json!("best"), &Value::Null)
+    );
+
+    let request = json!({"model": MODEL, "prompt": "one", "stream": true,
+                         "stream_options": {"include_usage": true}});
+    let asking = async {
+        let request = server.request(Method::POST, "/v1/completions").json(&request);
+        request.send().await.unwrap().text().await.unwrap()
+    };
+    let (stream, _) = tokio::join!(asking, answer_with(&server, &[(" x", -1.0)]));
+    let chunks = data(&stream);
+    assert_eq!(chunks[0]["choices"][0]["text"], " x");
+    assert_eq!(
+        (&chunks[0]["object"], &chunks[0]["usage"]),
+        (&json!("text_completion"), &Value::Null)
+    );
+    assert_eq!(chunks[1]["choices"][0]["finish_reason"], "length");
+    assert_eq!(
+        (&chunks[2]["choices"], &chunks[2]["usage"]["total_tokens"]),
+        (&json!([]), &json!(12))
+    );
+    assert_eq!(chunks[3], "[DONE]");
+}
+
+#[tokio::test]
+async fn texts_that_cannot_be_completed_are_refused() {
+    let server = TestServer::start().await.with_model().await;
+    for (extra, code, param) in [
+        (json!({"logprobs": 6}), "integer_above_max_value", "logprobs"),
+        (json!({"n": 2, "best_of": 1}), "invalid_value", "best_of"),
+        (json!({"best_of": 2, "stream": true}), "invalid_value", "best_of"),
+        (json!({"suffix": "end"}), "invalid_value", "suffix"),
+        (json!({"prompt": {}}), "invalid_type", "prompt"),
+        (json!({"max_tokens": -1}), "integer_below_min_value", "max_tokens"),
+    ] {
+        let mut request = json!({"model": MODEL, "prompt": "x"});
+        for (key, value) in extra.as_object().unwrap() {
+            request[key] = value.clone();
+        }
+        let (status, error) = server.post("/v1/completions", &request).await;
+        let (got_code, got_param, message) = error_of(&error);
+        assert_eq!(
+            (status.as_u16(), got_code, got_param),
+            (400, json!(code), json!(param)),
+            "{message}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn completions_are_kept_where_they_are_asked_to_be() {
+    let server = TestServer::start().await.with_model().await;
+    let mut ids = Vec::new();
+    for (index, streams) in [false, true, false].into_iter().enumerate() {
+        let metadata = json!({"n": index.to_string()});
+        let request = chat(
+            json!({"store": true, "metadata": metadata, "stream": streams, "temperature": 0.5}),
+        );
+        let asking = async {
+            let request = server.request(Method::POST, "/v1/chat/completions").json(&request);
+            request.send().await.unwrap().text().await.unwrap()
+        };
+        let (text, task) = tokio::join!(asking, answer_with(&server, &[("Hello", -1.0)]));
+        assert!(text.contains("Hello"));
+        ids.push(task.id);
+    }
+    let path = |id: &str| format!("/v1/chat/completions/{id}");
+    let (_, page) = server.get("/v1/chat/completions?limit=2").await;
+    assert_eq!(
+        (&page["first_id"], &page["last_id"], &page["has_more"]),
+        (&json!(ids[0]), &json!(ids[1]), &json!(true))
+    );
+    let (_, page) = server.get(&format!("/v1/chat/completions?after={}", ids[1])).await;
+    assert_eq!((&page["first_id"], &page["has_more"]), (&json!(ids[2]), &json!(false)));
+    let (_, page) = server.get("/v1/chat/completions?metadata%5Bn%5D=1&order=desc").await;
+    assert_eq!(page["data"].as_array().unwrap().len(), 1);
+    let (_, page) = server.get("/v1/chat/completions?model=nobody").await;
+    assert_eq!(page["data"], json!([]));
+
+    let (_, kept) = server.get(&path(&ids[1])).await;
+    assert_eq!((&kept["id"], &kept["object"]), (&json!(ids[1]), &json!("chat.completion")));
+    assert_eq!(kept["choices"][0]["message"]["content"], "Hello");
+    assert_eq!((&kept["temperature"], &kept["metadata"]), (&json!(0.5), &json!({"n": "1"})));
+    let (_, kept) = server.post(&path(&ids[1]), &json!({"metadata": {"seen": "yes"}})).await;
+    assert_eq!(kept["metadata"], json!({"seen": "yes"}));
+    let (status, _) = server.post(&path(&ids[1]), &json!({"model": "x"})).await;
+    assert_eq!(status, 400);
+    let (_, messages) = server.get(&format!("{}/messages", path(&ids[1]))).await;
+    assert_eq!(messages["data"][0]["id"], format!("{}-0", ids[1]));
+    assert_eq!(
+        (&messages["data"][0]["role"], &messages["data"][0]["content"]),
+        (&json!("user"), &json!("hi"))
+    );
+
+    let (_, gone) = server.delete(&path(&ids[1])).await;
+    assert_eq!(gone, json!({"id": ids[1], "object": "chat.completion.deleted", "deleted": true}));
+    let (status, error) = server.get(&path(&ids[1])).await;
+    assert_eq!((status.as_u16(), error_of(&error).1), (404, json!("completion_id")));
 }

@@ -53,6 +53,7 @@ mod text;
 pub mod base_models;
 pub mod blob;
 pub mod checkpoints;
+pub mod completions;
 pub mod config;
 pub mod db;
 pub mod deletion;

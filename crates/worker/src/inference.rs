@@ -179,14 +179,8 @@ impl Slot {
             EngineError::Busy(_) => failed("engine_lost", error.to_string()),
             _ => failed("engine_lost", "The engine cannot be started.".to_owned()),
         })?;
-        let mut generation = engine.generate(GenerateRequest {
-            id: task.id,
-            adapter,
-            messages: task.messages,
-            tools: task.tools,
-            sampling: task.sampling,
-            score: task.score,
-        });
+        let mut generation =
+            engine.generate(GenerateRequest { id: task.id, adapter, question: task.question });
         loop {
             let next = tokio::time::timeout(self.config.stall_limit, generation.next());
             let Ok(event) = next.await else {

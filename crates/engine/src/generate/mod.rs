@@ -9,118 +9,98 @@
 //! place of choices.
 
 mod adapters;
+mod calls;
+mod choice;
+mod form;
+mod logprobs;
+mod prompt;
 mod stop;
 
 use std::hash::{BuildHasher, RandomState};
 use std::rc::Rc;
 
-use dataset::{ChatTokenizer, TextStream};
-use domain::engine::{FinishReason, GenerateRequest, GenerationEvent, GenerationFailure, Sampling};
-use model::{Adapter, Decoder, KvCache, Sampler, SamplerOptions};
+use dataset::ChatTokenizer;
+use domain::engine::{GenerateRequest, GenerationEvent, GenerationFailure, Question, TokenLogprob};
+use model::{Adapter, Decoder, KvCache};
 
 pub use self::adapters::AdapterCache;
-use self::stop::{Passed, StopStrings};
+use self::choice::{Choice, Rules};
+use self::form::Grammars;
+pub use self::form::Words;
+use self::logprobs::of_token;
+use self::prompt::Wanted;
 use crate::seed::{Purpose, derive};
 
 /// Prompt tokens read in one turn: what another answer may have to wait for.
 const PROMPT_TOKENS_PER_TURN: usize = 256;
+/// The same where every token's log-probability is told: each takes a row of the vocabulary.
+const PROMPT_ROWS_PER_TURN: usize = 64;
 /// Room for new tokens in a fresh cache; it doubles when it is full.
 const FIRST_ROOM: usize = 256;
 
-const SCORES_ONLY: &str = "This is a reward model: it does not answer, it scores whole conversations. \
-                           Use POST /v1/fine_tuning/score.";
-const NO_SCORES: &str = "This model does not score: only the result of a job with 'loss_type': 'reward' \
-                         does. Use POST /v1/chat/completions.";
-
-/// One chat request that is being answered.
+/// One request that is being answered.
 pub struct Generation<'a> {
     id: String,
-    sampling: Sampling,
     seed: u64,
-    tokenizer: &'a ChatTokenizer,
+    rules: Rules<'a>,
     adapter: Option<Rc<Adapter>>,
     /// A score is asked for.
     scores: bool,
     prompt: Vec<i64>,
-    /// Tokens that a choice may have at most; with the prompt never above the context length.
-    limit: usize,
+    /// The text to be told before the answer, and how many tokens of the prompt are before it.
+    echo: Option<(String, usize)>,
+    /// The log-probabilities of that text.
+    echoed: Vec<TokenLogprob>,
     /// The prompt's; made in the first turn, so that a request that waits holds none, and taken by
     /// the last choice.
     cache: Option<KvCache>,
-    /// After the whole prompt, one per token of the vocabulary.
+    /// After the whole prompt (or, until then, its last token read), one per token of the vocabulary.
     prompt_logits: Vec<f32>,
+    has_read_prompt: bool,
     choice: Option<Choice<'a>>,
     choices_begun: u32,
     completion_tokens: u32,
-}
-
-/// One of the completions of a request.
-struct Choice<'a> {
-    index: u32,
-    /// None until a token after the prompt is read: one token may be all that is wanted.
-    cache: Option<KvCache>,
-    /// Drawn and sent, but not yet read by the decoder.
-    last: Option<i64>,
-    sampler: Sampler,
-    text: TextStream<'a>,
-    stops: StopStrings,
-    tokens: usize,
 }
 
 impl<'a> Generation<'a> {
     /// Renders and tokenises the messages.
     ///
     /// # Errors
-    /// Messages that the chat template refuses, a prompt that leaves no room in the context, and a model that
-    /// does not do what is asked for.
+    /// Messages that the chat template refuses, a prompt that leaves no room in the context, a form that cannot
+    /// be held to, and a model that does not do what is asked for.
     pub fn new(
         request: GenerateRequest,
         adapter: Option<Rc<Adapter>>,
         decoder: &Decoder,
         tokenizer: &'a ChatTokenizer,
+        words: Words,
     ) -> Result<Self, GenerationFailure> {
-        let GenerateRequest { id, messages, tools, sampling, score: scores, .. } = request;
-        let is_reward = adapter.as_ref().is_some_and(|adapter| adapter.is_reward());
-        if is_reward != scores {
-            let message = if is_reward { SCORES_ONLY } else { NO_SCORES };
-            return Err(failure("wrong_model", message.to_owned()));
-        }
-        let ids = if scores {
-            tokenizer.encode_conversation(&messages, &tools)
-        } else {
-            tokenizer.encode_prompt(&messages, &tools)
-        };
-        let ids = ids.map_err(|error| failure("invalid_messages", error.to_string()))?;
-        let prompt: Vec<i64> = ids.into_iter().map(i64::from).collect();
+        let GenerateRequest { id, question, .. } = request;
+        let Question { prompt, sampling, form, calls } = question;
+        prompt::check_kind(&prompt, adapter.as_deref())?;
+        let call_form = tokenizer.call_form();
+        let grammars = Grammars::new(&form, &calls, prompt::tools(&prompt), call_form)
+            .map_err(|error| failure("invalid_form", error.to_string()))?;
+        let lead = if grammars.must_call { grammars.lead() } else { "" };
+        let Wanted { ids, echo, scores, stops } = prompt::read(prompt, lead, decoder, tokenizer)?;
         let taken = adapter.as_ref().map_or(0, |adapter| adapter.virtual_tokens());
         let context = decoder.spec().max_position_embeddings.saturating_sub(taken);
-        if prompt.is_empty() {
-            return Err(failure("invalid_messages", "The messages hold no text.".to_owned()));
-        }
-        // A token of the answer needs room too.
-        if prompt.len() + usize::from(!scores) > context {
-            return Err(failure(
-                "context_length_exceeded",
-                format!(
-                    "This model's maximum context length is {context} tokens. However, your \
-                     messages resulted in {} tokens. Please reduce the length of the messages.",
-                    prompt.len()
-                ),
-            ));
-        }
-        let wanted = sampling.max_tokens.map_or(usize::MAX, |tokens| tokens as usize);
-        let limit = wanted.min(context - prompt.len());
+        let limit = prompt::room(ids.len(), context, &sampling, scores)?;
+        let before = ids.last().and_then(|id| u32::try_from(*id).ok());
+        // The lead belongs to the answer, so no text before it gives it context.
+        let before = before.filter(|_| lead.is_empty());
         Ok(Self {
             id,
             seed: sampling.seed.unwrap_or_else(unpredictable),
-            sampling,
-            tokenizer,
+            rules: Rules { sampling, tokenizer, stops, grammars, words, before, limit },
             adapter,
             scores,
             cache: None,
-            prompt,
-            limit,
+            prompt: ids,
+            echo,
+            echoed: Vec::new(),
             prompt_logits: Vec::new(),
+            has_read_prompt: false,
             choice: None,
             choices_begun: 0,
             completion_tokens: 0,
@@ -134,7 +114,7 @@ impl<'a> Generation<'a> {
     /// Reads a piece of the prompt or makes one token. After [`GenerationEvent::Done`] nothing is
     /// left.
     pub fn turn(&mut self, decoder: &Decoder) -> Vec<GenerationEvent> {
-        if self.prompt_logits.is_empty() {
+        if !self.has_read_prompt {
             return self.read_prompt(decoder);
         }
         if self.reads_tokens() {
@@ -168,22 +148,54 @@ impl<'a> Generation<'a> {
     }
 
     fn read_prompt(&mut self, decoder: &Decoder) -> Vec<GenerationEvent> {
-        let room = self.prompt.len() + self.limit.min(FIRST_ROOM);
-        let adapter = self.adapter.as_deref();
+        let room = self.prompt.len() + self.rules.limit.min(FIRST_ROOM);
+        let adapter = self.adapter.clone();
+        let adapter = adapter.as_deref();
+        let tells_rows = self.echo.is_some() && self.rules.sampling.logprobs.is_some();
         let cache = self.cache.get_or_insert_with(|| KvCache::new(decoder, room, adapter));
         let from = cache.len();
-        let upto = self.prompt.len().min(from + PROMPT_TOKENS_PER_TURN);
+        let most = if tells_rows { PROMPT_ROWS_PER_TURN } else { PROMPT_TOKENS_PER_TURN };
+        let upto = self.prompt.len().min(from + most);
         let (part, is_last) = (&self.prompt[from..upto], upto == self.prompt.len());
         if self.scores && is_last {
             let score = adapter.and_then(|adapter| decoder.extend_scored(cache, part, adapter));
             return self.tell_score(score);
         }
-        let logits = decoder.extend(cache, part, adapter);
+        if tells_rows {
+            let rows = decoder.extend_rows(cache, part, adapter);
+            self.note_rows(from, rows);
+        } else {
+            self.prompt_logits = values(&decoder.extend(cache, part, adapter));
+        }
         if !is_last {
             return Vec::new();
         }
-        self.prompt_logits = values(&logits);
-        vec![GenerationEvent::Started { prompt_tokens: self.prompt.len() as u32 }]
+        self.has_read_prompt = true;
+        let mut events = vec![GenerationEvent::Started { prompt_tokens: self.prompt.len() as u32 }];
+        if let Some((text, _)) = self.echo.take() {
+            let logprobs = std::mem::take(&mut self.echoed);
+            events.push(GenerationEvent::Echo { text, logprobs });
+        }
+        events
+    }
+
+    /// The log-probabilities of the prompt's tokens `from…`, given the logits after each.
+    fn note_rows(&mut self, from: usize, rows: Vec<Vec<f32>>) {
+        let top = self.rules.sampling.logprobs.unwrap_or_default() as usize;
+        let skipped = self.echo.as_ref().map_or(0, |(_, skipped)| *skipped);
+        for (at, row) in (from..).zip(rows) {
+            if at >= skipped {
+                let token = u32::try_from(self.prompt[at]).unwrap_or_default();
+                // Nothing of the text comes before its first token.
+                let entry = if at == skipped || self.prompt_logits.is_empty() {
+                    logprobs::unknown(self.rules.tokenizer, token)
+                } else {
+                    of_token(self.rules.tokenizer, &self.prompt_logits, token, top)
+                };
+                self.echoed.push(entry);
+            }
+            self.prompt_logits = row;
+        }
     }
 
     fn tell_score(&self, score: Option<f64>) -> Vec<GenerationEvent> {
@@ -202,21 +214,8 @@ impl<'a> Generation<'a> {
     fn next_choice(&mut self) -> Choice<'a> {
         let index = self.choices_begun;
         self.choices_begun += 1;
-        Choice {
-            index,
-            cache: None,
-            last: None,
-            sampler: Sampler::new(SamplerOptions {
-                temperature: self.sampling.temperature,
-                top_p: self.sampling.top_p,
-                seed: derive(self.seed, Purpose::Sampling, u64::from(index), 0),
-                frequency_penalty: self.sampling.frequency_penalty,
-                presence_penalty: self.sampling.presence_penalty,
-            }),
-            text: self.tokenizer.text_stream(),
-            stops: StopStrings::new(&self.sampling.stop),
-            tokens: 0,
-        }
+        let seed = derive(self.seed, Purpose::Sampling, u64::from(index), 0);
+        Choice::new(index, seed, &self.rules)
     }
 
     /// The token to read next, and the cache that it goes to, which has room for it.
@@ -225,7 +224,7 @@ impl<'a> Generation<'a> {
         if choice.cache.is_none() {
             // The last choice may write behind the prompt itself.
             choice.cache = match &self.cache {
-                Some(cache) if self.choices_begun < self.sampling.n => {
+                Some(cache) if self.choices_begun < self.rules.sampling.n => {
                     Some(cache.with_capacity(decoder, cache.capacity()))
                 }
                 _ => self.cache.take(),
@@ -233,7 +232,7 @@ impl<'a> Generation<'a> {
         }
         let cache = choice.cache.as_mut().expect("the prompt was read before the first token");
         if cache.len() == cache.capacity() {
-            let most = self.prompt.len() + self.limit;
+            let most = self.prompt.len() + self.rules.limit;
             *cache = cache.with_capacity(decoder, most.min(2 * cache.capacity()));
         }
         (cache, choice.last.expect("a token was drawn before"))
@@ -243,48 +242,19 @@ impl<'a> Generation<'a> {
     fn accept(&mut self, logits: &[f32]) -> Vec<GenerationEvent> {
         let mut choice = self.choice.take().expect("a choice is in hand");
         let mut events = Vec::new();
-        if !self.draw(&mut choice, logits, &mut events) {
+        if !choice.draw(logits, &self.rules, &mut events) {
             self.choice = Some(choice);
-        } else if self.choices_begun >= self.sampling.n.max(1) {
+            return events;
+        }
+        self.completion_tokens += choice.tokens as u32;
+        let has_failed = matches!(events.last(), Some(GenerationEvent::Failed { .. }));
+        if self.choices_begun >= self.rules.sampling.n.max(1) && !has_failed {
             events.push(GenerationEvent::Done {
                 prompt_tokens: self.prompt.len() as u32,
                 completion_tokens: self.completion_tokens,
             });
         }
         events
-    }
-
-    /// One more token of a choice; true when that was its last.
-    fn draw(
-        &mut self,
-        choice: &mut Choice<'a>,
-        logits: &[f32],
-        events: &mut Vec<GenerationEvent>,
-    ) -> bool {
-        if choice.tokens >= self.limit {
-            choice.finish(FinishReason::Length, events);
-            return true;
-        }
-        let token = choice.sampler.sample(logits);
-        choice.tokens += 1;
-        choice.last = Some(i64::from(token));
-        self.completion_tokens += 1;
-        if self.tokenizer.stop_ids().contains(&token) {
-            choice.finish(FinishReason::Stop, events);
-            return true;
-        }
-        if choice.text.push(token).is_some_and(|piece| choice.say(&piece, events)) {
-            events.push(GenerationEvent::Finished {
-                index: choice.index,
-                reason: FinishReason::Stop,
-            });
-            return true;
-        }
-        if choice.tokens >= self.limit {
-            choice.finish(FinishReason::Length, events);
-            return true;
-        }
-        false
     }
 }
 
@@ -300,36 +270,6 @@ pub fn shared_turn(
         generations.iter_mut().map(|generation| generation.next_input(decoder)).collect();
     let logits = decoder.extend_each(&mut inputs, adapter.as_deref());
     generations.iter_mut().zip(logits).map(|(generation, row)| generation.accept(&row)).collect()
-}
-
-impl Choice<'_> {
-    /// Passes text on, as far as no stop string may begin in it; true when one is complete.
-    fn say(&mut self, piece: &str, events: &mut Vec<GenerationEvent>) -> bool {
-        let (text, stopped) = match self.stops.push(piece) {
-            Passed::Text(text) => (text, false),
-            Passed::Stopped(text) => (text, true),
-        };
-        self.deliver(text, events);
-        stopped
-    }
-
-    /// Ends without a stop string, unless the last bytes of text complete one.
-    fn finish(&mut self, reason: FinishReason, events: &mut Vec<GenerationEvent>) {
-        let rest = self.text.finish();
-        let stopped = rest.is_some_and(|rest| self.say(&rest, events));
-        if !stopped {
-            let held = self.stops.finish();
-            self.deliver(held, events);
-        }
-        let reason = if stopped { FinishReason::Stop } else { reason };
-        events.push(GenerationEvent::Finished { index: self.index, reason });
-    }
-
-    fn deliver(&self, text: String, events: &mut Vec<GenerationEvent>) {
-        if !text.is_empty() {
-            events.push(GenerationEvent::Delta { index: self.index, text });
-        }
-    }
 }
 
 fn values(logits: &tch::Tensor) -> Vec<f32> {

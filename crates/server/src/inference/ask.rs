@@ -1,18 +1,21 @@
 //! From a checked request to a worker's answer: the one way by which the API, judges and evaluations ask a
 //! model. What an answer then looks like is `answer`'s business.
 
-use domain::engine::Sampling;
+use domain::engine::{Prompt, Question};
 use domain::id::CompletionId;
 use domain::internal::InferenceTask;
 use store::Project;
 use store::models::{self, Resolved};
 use time::OffsetDateTime;
 
-use super::answer::{self, Heading, Patience};
+use super::answer::{Heading, Patience};
 use super::broker::{Answer, Full};
-use super::prompt;
+use super::keeper::Keeper;
+use super::tools::{self, Tooling};
+use super::{form, prompt, whole};
 use crate::convert::OrNotFound;
 use crate::error::{ApiError, ApiResult};
+use crate::request::check_metadata;
 use crate::state::AppState;
 use crate::wire::completion::{Completion, CreateCompletion};
 
@@ -24,6 +27,8 @@ pub(crate) struct Asked {
     pub answer: Answer,
     pub heading: Heading,
     pub patience: Patience,
+    /// Where the completion is to be kept, if it is.
+    pub keeper: Option<Keeper>,
 }
 
 /// Answers a chat as `POST /v1/chat/completions` does without `stream`: by a base model, a tuned model or a
@@ -33,8 +38,12 @@ pub(crate) async fn complete(
     project: &Project,
     request: CreateCompletion,
 ) -> ApiResult<Completion> {
-    let Asked { answer, heading, patience } = ask(state, project, request).await?;
-    answer::whole(answer, heading, patience).await
+    let Asked { answer, heading, patience, keeper } = ask(state, project, request).await?;
+    let completion = whole::whole(answer, heading, patience).await?;
+    if let Some(keeper) = keeper {
+        keeper.keep(&completion).await;
+    }
+    Ok(completion)
 }
 
 /// Checks a chat and offers it to the workers.
@@ -45,27 +54,35 @@ pub(crate) async fn ask(
 ) -> ApiResult<Asked> {
     let messages = prompt::messages(&request)?;
     let sampling = prompt::sampling(&request)?;
+    let form = form::answer_form(request.response_format.as_ref())?;
+    let Tooling { tools, rules, is_legacy } = tools::tooling(&request)?;
+    check_metadata(request.metadata.as_ref())?;
     let model = model(state, project, &request.model).await?;
+    let heading = Heading {
+        logprobs: sampling.logprobs.is_some(),
+        legacy_calls: is_legacy,
+        ..heading(CompletionId::new().to_string(), &request.model, &model, sampling.n)
+    };
+    let prompt = Prompt::Chat { messages, tools };
+    let question = Question { prompt, sampling, form, calls: rules };
+    let keeper = Keeper::for_request(state, project, request, &heading);
+    let (answer, patience) = submit(state, &heading.id, model, question)?;
+    Ok(Asked { answer, heading, patience, keeper })
+}
+
+/// What an answer by this model says about itself.
+pub(crate) fn heading(id: String, name: &str, model: &Resolved, n: u32) -> Heading {
     let digest = model.adapter.as_ref().map_or(&model.base.digest, |adapter| &adapter.digest);
     let fingerprint: String = digest.chars().take(FINGERPRINT_LENGTH).collect();
-    let heading = Heading {
-        id: CompletionId::new().to_string(),
+    Heading {
+        id,
         created: OffsetDateTime::now_utc().unix_timestamp(),
-        model: request.model,
+        model: name.to_owned(),
         system_fingerprint: format!("fp_{fingerprint}"),
-        n: sampling.n,
-    };
-    let task = InferenceTask {
-        id: heading.id.clone(),
-        base_model: model.base_model(),
-        adapter: model.adapter,
-        messages,
-        tools: request.tools.unwrap_or_default(),
-        sampling,
-        score: false,
-    };
-    let (answer, patience) = submit(state, task)?;
-    Ok(Asked { answer, heading, patience })
+        n,
+        logprobs: false,
+        legacy_calls: false,
+    }
 }
 
 /// Asks a reward model for the score of `messages`, which are checked.
@@ -75,16 +92,7 @@ pub(crate) fn ask_score(
     messages: Vec<serde_json::Value>,
     tools: Vec<serde_json::Value>,
 ) -> ApiResult<(Answer, Patience)> {
-    let task = InferenceTask {
-        id: CompletionId::new().to_string(),
-        base_model: model.base_model(),
-        adapter: model.adapter,
-        messages,
-        tools,
-        sampling: Sampling::default(),
-        score: true,
-    };
-    submit(state, task)
+    submit(state, CompletionId::new().as_str(), model, Question::score(messages, tools))
 }
 
 /// The model of that name, as this project sees it.
@@ -94,7 +102,15 @@ pub(crate) async fn model(state: &AppState, project: &Project, name: &str) -> Ap
         .or_not_found(|| ApiError::ChatModelNotFound(name.to_owned()))
 }
 
-fn submit(state: &AppState, task: InferenceTask) -> ApiResult<(Answer, Patience)> {
+/// Offers a question to the workers.
+pub(crate) fn submit(
+    state: &AppState,
+    id: &str,
+    model: Resolved,
+    question: Question,
+) -> ApiResult<(Answer, Patience)> {
+    let base_model = model.base_model();
+    let task = InferenceTask { id: id.to_owned(), base_model, adapter: model.adapter, question };
     let answer = state.broker.submit(task).map_err(|Full| ApiError::Unavailable {
         message: "Too many requests are waiting for workers; please try again.".to_owned(),
         retry_after_seconds: 1,

@@ -222,7 +222,7 @@ impl Delivery {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use domain::engine::Sampling;
+    use domain::engine::{Question, Sampling};
     use domain::hyperparameters::Quantization;
     use domain::internal::BaseModel;
 
@@ -237,10 +237,7 @@ mod tests {
                 precision: Default::default(),
             },
             adapter: None,
-            messages: Vec::new(),
-            tools: Vec::new(),
-            sampling: Sampling::default(),
-            score: false,
+            question: Question::chat(Vec::new(), Sampling::default()),
         }
     }
 

@@ -1,6 +1,8 @@
 //! A chat request's body → what an engine understands: plain messages and sampling options, all
 //! checked.
 
+use std::collections::BTreeMap;
+
 use domain::engine::Sampling;
 use serde_json::{Map, Value};
 
@@ -11,6 +13,8 @@ use crate::wire::completion::CreateCompletion;
 const ROLES: [&str; 6] = ["system", "developer", "user", "assistant", "tool", "function"];
 const MAX_CHOICES: i64 = 128;
 const MAX_STOPS: usize = 4;
+const MAX_TOP_LOGPROBS: i64 = 20;
+const MAX_BIAS: f64 = 100.0;
 
 /// The messages as a chat template reads them: `developer` is `system`, content is one text.
 pub(crate) fn messages(request: &CreateCompletion) -> ApiResult<Vec<Value>> {
@@ -124,7 +128,37 @@ pub(crate) fn sampling(request: &CreateCompletion) -> ApiResult<Sampling> {
         frequency_penalty: decimal("frequency_penalty", request.frequency_penalty, -2.0, 2.0, 0.0)?,
         presence_penalty: decimal("presence_penalty", request.presence_penalty, -2.0, 2.0, 0.0)?,
         n: integer("n", request.n.unwrap_or(1), 1, MAX_CHOICES)? as u32,
+        logit_bias: logit_bias(request.logit_bias.as_ref())?,
+        logprobs: logprobs(request)?,
     })
+}
+
+fn logprobs(request: &CreateCompletion) -> ApiResult<Option<u32>> {
+    let wanted = request.logprobs.unwrap_or(false);
+    match request.top_logprobs {
+        None => Ok(wanted.then_some(0)),
+        Some(top) => {
+            let top = integer("top_logprobs", top, 0, MAX_TOP_LOGPROBS)?;
+            if !wanted {
+                let message = "Invalid 'top_logprobs': it needs 'logprobs' to be true.";
+                return Err(ApiError::invalid_value("top_logprobs", message));
+            }
+            Ok(Some(top as u32))
+        }
+    }
+}
+
+fn logit_bias(bias: Option<&BTreeMap<String, f64>>) -> ApiResult<Vec<(u32, f32)>> {
+    let pairs = bias.into_iter().flatten().map(|(token, &bias)| {
+        let path = format!("logit_bias.{token}");
+        let bias = decimal(&path, Some(bias), -MAX_BIAS, MAX_BIAS, 0.0)?;
+        let id: u32 = token.parse().map_err(|_| {
+            let message = format!("Invalid key in 'logit_bias': '{token}'. Keys are token ids.");
+            ApiError::invalid_value("logit_bias", message)
+        })?;
+        Ok((id, bias as f32))
+    });
+    pairs.collect()
 }
 
 fn stop(stop: Option<&Value>) -> ApiResult<Vec<String>> {
@@ -272,6 +306,9 @@ mod tests {
             ("max_tokens", json!(-1), "integer_below_min_value"),
             ("stop", json!(["a", "b", "c", "d", "e"]), "array_above_max_length"),
             ("stop", json!(5), "invalid_type"),
+            ("top_logprobs", json!(21), "integer_above_max_value"),
+            ("top_logprobs", json!(2), "invalid_value"),
+            ("logit_bias", json!({"x": 1}), "invalid_value"),
         ] {
             let refusal = refused(sampling(&request(json!({field: value}))));
             assert_eq!(refusal, (code.to_owned(), field.to_owned()));

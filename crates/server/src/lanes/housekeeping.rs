@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use domain::JobStatus;
 use store::reaper::Reaper;
-use store::{garbage, idempotency};
+use store::{completions, garbage, idempotency};
 use tokio::time::MissedTickBehavior;
 
 use crate::error::ErrorChain;
@@ -41,6 +41,10 @@ pub(crate) async fn collect_garbage(state: AppState) {
         }
         if let Err(error) = idempotency::expire(&state.store.db).await {
             warn("forgetting old requests failed", &error);
+        }
+        let age = state.config.completion_retention;
+        if let Err(error) = completions::expire(&state.store.db, age).await {
+            warn("removing old completions failed", &error);
         }
     }
 }

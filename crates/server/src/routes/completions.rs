@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 use crate::error::ApiResult;
 use crate::extract::{Caller, Json as Body};
 use crate::inference::ask::Asked;
-use crate::inference::{answer, ask, complete};
+use crate::inference::{ask, chunks, complete};
 use crate::state::AppState;
 use crate::wire::completion::{Completion, CreateCompletion};
 use crate::wire::error::ErrorEnvelope;
@@ -28,6 +28,6 @@ pub(crate) async fn create(
     }
     let include_usage =
         request.stream_options.as_ref().and_then(|options| options.include_usage).unwrap_or(false);
-    let Asked { answer, heading, patience } = ask::ask(&state, &project, request).await?;
-    answer::stream(answer, heading, patience, include_usage).await
+    let Asked { answer, heading, patience, keeper } = ask::ask(&state, &project, request).await?;
+    chunks::stream(answer, heading, patience, include_usage, keeper).await
 }

@@ -10,5 +10,7 @@ pub(crate) mod jobs;
 pub(crate) mod models;
 pub(crate) mod permissions;
 pub(crate) mod scores;
+pub(crate) mod stored;
+pub(crate) mod texts;
 pub(crate) mod uploads;
 pub(crate) mod validation;

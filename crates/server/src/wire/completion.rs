@@ -1,11 +1,13 @@
 //! Chat completions on the wire. Of the request, what this server honours is typed; what it does
 //! not (tiers, caches, audio, web search) is accepted and ignored.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
-#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Default, Deserialize, Serialize, ToSchema)]
 pub(crate) struct CreateCompletion {
     pub model: String,
     #[schema(value_type = Vec<Object>)]
@@ -27,13 +29,37 @@ pub(crate) struct CreateCompletion {
     pub max_completion_tokens: Option<i64>,
     /// The older name of `max_completion_tokens`.
     pub max_tokens: Option<i64>,
+    /// Token ids to -100 … 100, added to their logits.
+    #[schema(value_type = Option<Object>)]
+    pub logit_bias: Option<BTreeMap<String, f64>>,
+    /// Tell each token's log-probability under the model: before temperature, penalties and bias.
+    pub logprobs: Option<bool>,
+    /// 0 to 20; needs `logprobs`.
+    pub top_logprobs: Option<i64>,
     #[schema(value_type = Option<Vec<Object>>)]
     pub tools: Option<Vec<Value>>,
+    /// `none`, `auto`, `required`, one function, or some of them.
+    #[schema(value_type = Option<Object>)]
+    pub tool_choice: Option<Value>,
+    pub parallel_tool_calls: Option<bool>,
+    /// The older form of `tools`.
+    #[schema(value_type = Option<Vec<Object>>)]
+    pub functions: Option<Vec<Value>>,
+    /// The older form of `tool_choice`.
+    #[schema(value_type = Option<Object>)]
+    pub function_call: Option<Value>,
+    /// `text`, `json_object`, or `json_schema` with a schema that the answer is held to.
+    #[schema(value_type = Option<Object>)]
+    pub response_format: Option<Value>,
     pub stream: Option<bool>,
     pub stream_options: Option<StreamOptions>,
+    /// Keep the completion, to be listed and read later.
+    pub store: Option<bool>,
+    #[schema(value_type = Option<Object>)]
+    pub metadata: Option<BTreeMap<String, String>>,
 }
 
-#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Default, Deserialize, Serialize, ToSchema)]
 pub(crate) struct StreamOptions {
     pub include_usage: Option<bool>,
 }
@@ -55,9 +81,8 @@ pub(crate) struct Completion {
 pub(crate) struct Choice {
     pub index: u32,
     pub message: AssistantMessage,
-    #[schema(value_type = Option<Object>)]
-    pub logprobs: Option<Value>,
-    /// `stop` or `length`.
+    pub logprobs: Option<Logprobs>,
+    /// `stop`, `length`, `tool_calls` or `function_call`.
     pub finish_reason: &'static str,
 }
 
@@ -70,8 +95,36 @@ pub(crate) struct AssistantMessage {
     pub refusal: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tool_calls: Option<Vec<ToolCall>>,
+    /// Instead of `tool_calls`, where the request had `functions`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub function_call: Option<FunctionCall>,
     #[schema(value_type = Vec<Object>)]
     pub annotations: Vec<Value>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, ToSchema)]
+pub(crate) struct Logprobs {
+    /// One for each token of the content.
+    pub content: Option<Vec<TokenLogprob>>,
+    /// Always null.
+    pub refusal: Option<Vec<TokenLogprob>>,
+}
+
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub(crate) struct TokenLogprob {
+    /// With U+FFFD where the token is only a part of a character.
+    pub token: String,
+    pub logprob: f64,
+    /// The token exactly.
+    pub bytes: Vec<u8>,
+    pub top_logprobs: Vec<TopLogprob>,
+}
+
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub(crate) struct TopLogprob {
+    pub token: String,
+    pub logprob: f64,
+    pub bytes: Vec<u8>,
 }
 
 /// The model asks for a function to be called.
@@ -141,8 +194,7 @@ pub(crate) struct CompletionChunk {
 pub(crate) struct ChunkChoice {
     pub index: u32,
     pub delta: Delta,
-    #[schema(value_type = Option<Object>)]
-    pub logprobs: Option<Value>,
+    pub logprobs: Option<Logprobs>,
     pub finish_reason: Option<&'static str>,
 }
 
@@ -157,4 +209,26 @@ pub(crate) struct Delta {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub refusal: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tool_calls: Option<Vec<CallDelta>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub function_call: Option<FunctionDelta>,
+}
+
+/// A piece of a call: the first has its id and name, later ones more of the arguments.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct CallDelta {
+    pub index: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub r#type: Option<&'static str>,
+    pub function: FunctionDelta,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct FunctionDelta {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    pub arguments: String,
 }

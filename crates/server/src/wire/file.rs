@@ -27,11 +27,11 @@ impl Identified for File {
     }
 }
 
-/// The answer to a deletion, of a file or of a model.
+/// The answer to a deletion, of a file, a model or a stored completion.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Deleted {
     pub id: String,
-    /// `file`, `model` or `checkpoint.permission`.
+    /// `file`, `model`, `checkpoint.permission` or `chat.completion.deleted`.
     pub object: &'static str,
     pub deleted: bool,
 }

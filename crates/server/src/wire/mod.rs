@@ -13,5 +13,7 @@ pub(crate) mod list;
 pub(crate) mod model;
 pub(crate) mod permission;
 pub(crate) mod score;
+pub(crate) mod stored;
+pub(crate) mod text;
 pub(crate) mod upload;
 pub(crate) mod validation;

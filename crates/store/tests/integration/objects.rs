@@ -374,3 +374,43 @@ async fn another_projects_objects_cannot_be_seen_or_changed() {
     let default = projects::default_project(db).await.unwrap();
     assert_eq!(default, test.project);
 }
+
+#[tokio::test]
+async fn completions_belong_to_their_project_and_go_with_age() {
+    use store::completions::{self, Metadata, NewCompletion};
+    let test = TestStore::new().await;
+    let (db, other) = (&test.store.db, other_project(&test).await);
+    let new = |id: &str| NewCompletion {
+        id: id.to_owned(),
+        model: "m".to_owned(),
+        metadata: Metadata::from([("a".to_owned(), "b".to_owned())]),
+        request: serde_json::json!({}),
+        completion: serde_json::json!({"id": id}),
+    };
+    completions::insert(db, &test.project, &new("chatcmpl-1")).await.unwrap();
+    completions::insert(db, &test.project, &new("chatcmpl-2")).await.unwrap();
+    let page = PageQuery { after: None, limit: 10, order: Order::Oldest };
+    let none = Metadata::new();
+    let ids = async |project: &Project, page: &PageQuery| {
+        let rows = completions::list(db, project, Some("m"), &none, page).await.unwrap();
+        rows.data.into_iter().map(|row| row.id).collect::<Vec<_>>()
+    };
+    assert_eq!(ids(&test.project, &page).await, ["chatcmpl-1", "chatcmpl-2"]);
+    assert!(ids(&other, &page).await.is_empty());
+    let unknown = PageQuery { after: Some("chatcmpl-0".to_owned()), ..page.clone() };
+    assert!(ids(&test.project, &unknown).await.is_empty());
+    let stranger = [
+        completions::get(db, &other, "chatcmpl-1").await.err(),
+        completions::describe(db, &other, "chatcmpl-1", &none).await.err(),
+        completions::delete(db, &other, "chatcmpl-1").await.err(),
+    ];
+    assert!(stranger.iter().all(|error| matches!(error, Some(Error::NotFound(_)))));
+
+    test.sql(
+        "update completions set created_at = now() - interval '2 days' where id = 'chatcmpl-1'",
+    )
+    .await
+    .unwrap();
+    assert_eq!(completions::expire(db, Duration::from_secs(86_400)).await.unwrap(), 1);
+    assert_eq!(ids(&test.project, &page).await, ["chatcmpl-2"]);
+}

@@ -1,6 +1,6 @@
 //! Chat requests: streamed, cancelled, answered with an error when their engine dies.
 
-use domain::engine::{FinishReason, GenerationEvent, Sampling};
+use domain::engine::{FinishReason, GenerationEvent, Question, Sampling};
 use domain::internal::{AdapterRef, InferenceTask};
 use serde_json::json;
 
@@ -14,10 +14,10 @@ impl Harness {
             id: id.to_owned(),
             base_model,
             adapter,
-            messages: vec![json!({"role": "user", "content": content})],
-            tools: Vec::new(),
-            sampling: Sampling::default(),
-            score: false,
+            question: Question::chat(
+                vec![json!({"role": "user", "content": content})],
+                Sampling::default(),
+            ),
         };
         self.fake.change(|state| state.chats.push_back(task));
     }
@@ -32,7 +32,7 @@ impl Harness {
 }
 
 fn delta(text: &str) -> GenerationEvent {
-    GenerationEvent::Delta { index: 0, text: text.to_owned() }
+    GenerationEvent::Delta { index: 0, text: text.to_owned(), logprobs: Vec::new() }
 }
 
 #[tokio::test]

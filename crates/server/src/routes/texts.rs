@@ -1,0 +1,32 @@
+//! Completions of plain texts: checked here, answered by a worker, whole or streamed.
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+
+use crate::error::ApiResult;
+use crate::extract::{Caller, Json as Body};
+use crate::inference::text::Texts;
+use crate::state::AppState;
+use crate::wire::error::ErrorEnvelope;
+use crate::wire::text::{CreateText, TextCompletion};
+
+/// Go on with a text, without any chat template. OpenAI's older call.
+#[utoipa::path(post, path = "/completions", tag = "Completions", operation_id = "createCompletion",
+    request_body = CreateText,
+    responses((status = 200, body = TextCompletion), (status = "4XX", body = ErrorEnvelope),
+        (status = 503, body = ErrorEnvelope)))]
+pub(crate) async fn create(
+    State(state): State<AppState>,
+    Caller(project): Caller,
+    Body(request): Body<CreateText>,
+) -> ApiResult<Response> {
+    let streams = request.stream.unwrap_or(false);
+    let options = request.stream_options.as_ref();
+    let include_usage = options.and_then(|options| options.include_usage).unwrap_or(false);
+    let texts = Texts::new(&state, &project, request).await?;
+    if streams {
+        return texts.stream(include_usage).await;
+    }
+    Ok(Json(texts.whole().await?).into_response())
+}
