@@ -10,7 +10,7 @@ import importlib
 import json
 
 # Name and module; a new part is a line here and a module beside.
-PARTS = {"upload": "api_upload", "lists": "api_lists", "streams": "api_streams"}
+PARTS = {"upload": "api_upload", "lists": "api_lists", "streams": "api_streams", "chat": "api_chat"}
 
 
 def arguments():
