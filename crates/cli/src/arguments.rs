@@ -66,6 +66,9 @@ pub enum Command {
     /// Become another program that ends with its parent
     #[command(hide = true)]
     RunGuarded(RunGuarded),
+    /// Lock this process in and become the interpreter of a grader
+    #[command(hide = true)]
+    GradePython(GradePython),
 }
 
 #[derive(Debug, Args)]
@@ -292,6 +295,12 @@ pub struct RunGuarded {
     pub gid: Option<u32>,
     #[arg(last = true, required = true)]
     pub program: Vec<std::ffi::OsString>,
+}
+
+#[derive(Debug, Args)]
+pub struct GradePython {
+    /// The cage, as JSON
+    pub cage: String,
 }
 
 fn key_value(text: &str) -> Result<(String, String), String> {

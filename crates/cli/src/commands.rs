@@ -3,6 +3,7 @@
 pub mod config;
 pub mod doctor;
 pub mod estimate;
+pub mod grade_python;
 pub mod jobs;
 pub mod keys;
 pub mod migrate;

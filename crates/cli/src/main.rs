@@ -35,6 +35,11 @@ fn main() -> ExitCode {
         eprintln!("{error:#}");
         return ExitCode::from(125);
     }
+    if let Command::GradePython(asked) = &arguments.command {
+        let Err(error) = commands::grade_python::run(asked);
+        eprintln!("{error:#}");
+        return ExitCode::from(sandbox::NOT_LOCKED);
+    }
     match run(arguments) {
         Ok(code) => code,
         Err(error) => {
@@ -86,7 +91,7 @@ async fn dispatch(loaded: Loaded, command: Command) -> Result<ExitCode> {
         Command::Doctor => return commands::doctor::run(config).await,
         Command::Postgres(arguments) => commands::postgres::run(config, arguments).await?,
         // Handled before the run-time was started.
-        Command::RunGuarded(_) => {}
+        Command::RunGuarded(_) | Command::GradePython(_) => {}
     }
     Ok(ExitCode::SUCCESS)
 }

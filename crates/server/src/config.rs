@@ -1,5 +1,6 @@
 //! The `[server]` and `[graders]` sections of the configuration.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytesize::ByteSize;
@@ -82,11 +83,31 @@ pub struct GradersConfig {
     /// How long a model that grades may take for one answer.
     #[serde(with = "humantime_serde")]
     pub judge_timeout: Duration,
+    /// The interpreter of Python graders, or `off`.
+    pub python: String,
+    /// How long one Python grader may take, by the wall clock and of processor time.
+    #[serde(with = "humantime_serde")]
+    pub python_timeout: Duration,
+    /// Memory of one Python grader.
+    pub python_memory: ByteSize,
+    /// Python graders that run at once; more wait.
+    pub python_processes: usize,
+    /// The program that has the command `grade-python`: this one, put here by itself. Without it there are no
+    /// Python graders.
+    #[serde(skip)]
+    pub launcher: Option<PathBuf>,
 }
 
 impl Default for GradersConfig {
     fn default() -> Self {
-        Self { judge_timeout: Duration::from_secs(120) }
+        Self {
+            judge_timeout: Duration::from_secs(120),
+            python: "python3".to_owned(),
+            python_timeout: Duration::from_secs(120),
+            python_memory: ByteSize::gib(2),
+            python_processes: 2,
+            launcher: None,
+        }
     }
 }
 

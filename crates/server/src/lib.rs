@@ -71,6 +71,7 @@ pub async fn serve(
     let stop_accepting = CancellationToken::new();
     let state = AppState::new(config.clone(), store, shutdown.clone());
     let mut lanes = lanes::spawn(&state);
+    grading::prepare(&state);
     let router = router::router(state);
     let drain = {
         let stop_accepting = stop_accepting.clone();

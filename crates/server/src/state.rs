@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::follow::Hub;
+use crate::grading::Interpreters;
 use crate::inference::broker::Broker;
 use crate::lanes::models::Models;
 use crate::outlook::Looks;
@@ -23,6 +24,7 @@ pub(crate) struct Inner {
     pub store: Store,
     pub broker: Broker,
     pub upload_turns: UploadTurns,
+    pub interpreters: Interpreters,
     pub wake: Wake,
     /// Who reads the events of which jobs as they happen.
     pub follow: Hub,
@@ -52,12 +54,14 @@ impl AppState {
         let broker = Broker::new(config.max_inference_requests);
         let checks = Semaphore::new(config.validations.max(1));
         let (wake, follow, models) = (Wake::default(), Hub::default(), Models::default());
+        let interpreters = Interpreters::new(&config.graders);
         let looks = Looks::default();
         Self(Arc::new(Inner {
             config,
             store,
             broker,
             upload_turns: UploadTurns::default(),
+            interpreters,
             wake,
             follow,
             looks,

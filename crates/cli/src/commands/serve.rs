@@ -51,7 +51,11 @@ pub fn server_config(config: &Config) -> server::Config {
     server::Config {
         training: config.training.clone(),
         lease: config.lease.clone(),
-        graders: config.graders.clone(),
+        graders: server::GradersConfig {
+            // The running program itself, even after its file has been replaced.
+            launcher: Some("/proc/self/exe".into()),
+            ..config.graders.clone()
+        },
         ..config.server.clone()
     }
 }

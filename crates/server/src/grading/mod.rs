@@ -6,6 +6,8 @@
 mod judge;
 mod python;
 
+pub(crate) use python::{Interpreters, prepare};
+
 use std::collections::BTreeMap;
 use std::time::Instant;
 
@@ -115,7 +117,7 @@ async fn single(
         Kind::TextSimilarity(similarity) => similar(similarity, variables).await.into(),
         Kind::ScoreModel(definition) => judge::score(state, project, definition, variables).await,
         Kind::LabelModel(definition) => judge::label(state, project, definition, variables).await,
-        Kind::Python(python) => python::run(state, python, variables).await.into(),
+        Kind::Python(python) => state.interpreters.grade(python, variables).await.into(),
         // The definition does not allow one in another.
         Kind::Multi(_) => Err(Errors::of(Failure::Other, "a multi grader in another")).into(),
     }
@@ -171,6 +173,34 @@ async fn combined(
     }
     whole.reward = formula.value(&rewards);
     whole
+}
+
+/// Refuses a grader that cannot be run here: its models unknown, its Python unreadable or without an interpreter.
+pub(crate) async fn check_runnable(
+    state: &AppState,
+    project: &Project,
+    grader: &Grader,
+    path: &str,
+) -> ApiResult<()> {
+    check_models(state, project, grader, path).await?;
+    let own = [(path.to_owned(), &grader.kind)];
+    let parts = match &grader.kind {
+        Kind::Multi(multi) => {
+            let parts = multi.graders.iter();
+            parts.map(|(key, part)| (format!("{path}.graders.{key}"), &part.kind)).collect()
+        }
+        _ => Vec::new(),
+    };
+    for (path, kind) in own.into_iter().chain(parts) {
+        if let Kind::Python(python) = kind
+            && let Err(errors) = state.interpreters.check(python).await
+        {
+            let path = format!("{path}.source");
+            let message = format!("Invalid '{path}': {}", errors.summary());
+            return Err(ApiError::invalid_value(path, message));
+        }
+    }
+    Ok(())
 }
 
 /// Refuses a grader whose models cannot be asked.

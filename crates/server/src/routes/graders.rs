@@ -27,7 +27,7 @@ pub(crate) async fn validate(
 ) -> ApiResult<Json<ValidatedGrader>> {
     let grader = Grader::parse(&request.grader, "grader")?;
     grader.check("grader")?;
-    grading::check_models(&state, &project, &grader, "grader").await?;
+    grading::check_runnable(&state, &project, &grader, "grader").await?;
     Ok(Json(ValidatedGrader { grader: grader.to_value() }))
 }
 

@@ -4,9 +4,9 @@
 use crate::json::Json;
 
 /// Our crates, each with those of ours that it may use.
-const OURS: [(&str, &[&str]); 13] = [
-    ("cli", &["server", "worker", "store", "weights", "domain"]),
-    ("server", &["store", "dataset", "graders", "grammar", "weights", "domain"]),
+const OURS: [(&str, &[&str]); 14] = [
+    ("cli", &["server", "worker", "store", "sandbox", "weights", "domain"]),
+    ("server", &["store", "dataset", "graders", "grammar", "sandbox", "weights", "domain"]),
     ("worker", &["domain"]),
     ("engine", &["domain", "dataset", "grammar", "model", "kernels", "weights"]),
     ("store", &["domain"]),
@@ -14,6 +14,7 @@ const OURS: [(&str, &[&str]); 13] = [
     ("dataset", &[]),
     ("graders", &[]),
     ("grammar", &[]),
+    ("sandbox", &[]),
     ("weights", &[]),
     ("kernels", &[]),
     ("domain", &[]),
