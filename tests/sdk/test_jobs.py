@@ -130,9 +130,3 @@ def test_a_running_job_is_cancelled(client):
 def test_the_worker_is_free_after_a_cancelled_job(client, training_file):
     job = jobs.create(client, training_file.id, epochs=1, batch=24)
     assert jobs.succeed(client, job.id).fine_tuned_model
-
-
-def test_a_tuned_model_is_not_a_base_model_and_the_refusal_names_one(client, tuned, training_file):
-    with pytest.raises(openai.BadRequestError) as caught:
-        jobs.create(client, training_file.id, model=tuned.fine_tuned_model)
-    assert BASE_MODEL in caught.value.message

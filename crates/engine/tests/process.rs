@@ -37,6 +37,8 @@ impl Engine {
     }
 
     fn start_with(model: &Path, arguments: &[&str]) -> Self {
+        let config = std::fs::read(model.join("config.json")).unwrap();
+        let config: Value = serde_json::from_slice(&config).unwrap();
         let model = ["--model", model.to_str().unwrap(), "--threads", "1"];
         let mut child = engine(&[&model, arguments].concat())
             .stdin(Stdio::piped())
@@ -61,7 +63,7 @@ impl Engine {
             panic!("{ready:?}");
         };
         assert_eq!((model_type.as_str(), device.as_str()), ("llama", "cpu"));
-        assert_eq!(context_length as usize, CONTEXT);
+        assert_eq!(config["max_position_embeddings"], context_length);
         assert!(parameters > 10_000);
         engine
     }

@@ -106,7 +106,8 @@ async fn reply(server: &TestServer, task: &Value, text: &str) {
 
 /// What the last message says.
 fn question(task: &Value) -> &str {
-    let last = task["messages"].as_array().and_then(|messages| messages.last());
+    let last =
+        task["question"]["prompt"]["messages"].as_array().and_then(|messages| messages.last());
     last.and_then(|message| message["content"].as_str()).unwrap_or_default()
 }
 
@@ -388,9 +389,12 @@ async fn a_model_is_asked_for_every_row() {
     assert_eq!((&usage["model_name"], &usage["invocation_count"]), (&json!(MODEL), &json!(8)));
     assert_eq!((&usage["prompt_tokens"], &usage["total_tokens"]), (&json!(56), &json!(72)));
     let first = seen.lock().unwrap()[0].clone();
-    assert_eq!(first["messages"][0], json!({"role": "system", "content": "Obey."}));
     assert_eq!(
-        (&first["sampling"]["max_tokens"], &first["sampling"]["seed"]),
+        first["question"]["prompt"]["messages"][0],
+        json!({"role": "system", "content": "Obey."})
+    );
+    assert_eq!(
+        (&first["question"]["sampling"]["max_tokens"], &first["question"]["sampling"]["seed"]),
         (&json!(9), &json!(42))
     );
 
