@@ -46,13 +46,11 @@ pub(crate) enum ApiError {
     /// A body names a file that does not exist.
     #[error("No such File object: {id}")]
     ReferencedFileNotFound { param: &'static str, id: String },
-    /// An evaluation, a run or an output item.
+    /// An id in the path that names nothing here, where OpenAI has no words of its own for it.
     #[error("{what} not found: {id}")]
-    EvalNotFound { what: &'static str, param: &'static str, id: String },
+    NoSuch { what: &'static str, param: &'static str, id: String },
     #[error("Could not find fine tune: {0}")]
     JobNotFound(String),
-    #[error("No such permission: {0}")]
-    PermissionNotFound(String),
     #[error("The model '{0}' does not exist")]
     ModelNotFound(String),
     #[error("The model `{0}` does not exist or you do not have access to it.")]
@@ -167,15 +165,11 @@ impl ApiError {
             Self::FileNotFound(_) | Self::UploadNotFound(_) => {
                 shape(S::NOT_FOUND, INVALID, None, Some("id"))
             }
-            Self::ReferencedFileNotFound { param, .. } => {
+            Self::ReferencedFileNotFound { param, .. } | Self::NoSuch { param, .. } => {
                 shape(S::NOT_FOUND, INVALID, None, Some(param))
             }
-            Self::EvalNotFound { param, .. } => shape(S::NOT_FOUND, INVALID, None, Some(param)),
             Self::JobNotFound(_) => {
                 shape(S::NOT_FOUND, INVALID, Some("fine_tune_not_found"), Some("fine_tune_id"))
-            }
-            Self::PermissionNotFound(_) => {
-                shape(S::NOT_FOUND, INVALID, None, Some("permission_id"))
             }
             Self::ModelNotFound(_) => {
                 shape(S::NOT_FOUND, INVALID, Some("model_not_found"), Some("model"))

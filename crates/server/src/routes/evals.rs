@@ -32,11 +32,11 @@ const SIZES: (u32, u32) = (20, 100);
 const MAX_FAULTY_ROWS: usize = 10;
 
 fn no_eval(id: &str) -> ApiError {
-    ApiError::EvalNotFound { what: "Eval", param: "eval_id", id: id.to_owned() }
+    ApiError::NoSuch { what: "Eval", param: "eval_id", id: id.to_owned() }
 }
 
 fn no_run(id: &str) -> ApiError {
-    ApiError::EvalNotFound { what: "Eval run", param: "run_id", id: id.to_owned() }
+    ApiError::NoSuch { what: "Eval run", param: "run_id", id: id.to_owned() }
 }
 
 /// A page, the oldest first unless asked otherwise.
@@ -358,7 +358,7 @@ pub(crate) async fn retrieve_item(
     let row = items::get(&state.store.db, &project, (&eval, &run), &item_id.as_str().into())
         .await
         .map_err(|error| match error {
-            store::Error::NotFound("output item") => ApiError::EvalNotFound {
+            store::Error::NotFound("output item") => ApiError::NoSuch {
                 what: "Output item",
                 param: "output_item_id",
                 id: item_id.clone(),

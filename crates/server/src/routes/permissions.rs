@@ -104,7 +104,11 @@ pub(crate) async fn delete(
     let model = owned(&state, &project, &id).await?;
     permissions::delete(&state.store.db, &project, &model, &permission.as_str().into())
         .await
-        .or_not_found(|| ApiError::PermissionNotFound(permission.clone()))?;
+        .or_not_found(|| ApiError::NoSuch {
+            what: "Permission",
+            param: "permission_id",
+            id: permission.clone(),
+        })?;
     Ok(Json(Deleted { id: permission, object: "checkpoint.permission", deleted: true }))
 }
 
