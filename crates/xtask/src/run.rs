@@ -4,6 +4,7 @@
 //! in `server.rs`.
 
 use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::sleep;
@@ -33,6 +34,36 @@ pub fn in_view(title: &str, command: &mut Command, limit: Duration) -> Result {
 pub fn status_in_view(title: &str, command: &mut Command, limit: Duration) -> Result<ExitStatus> {
     let mut child = spawn(title, command)?;
     wait(title, &mut child, limit, || ())
+}
+
+/// Runs in view of the user, and keeps the lines of standard output that are worth being said again at the end.
+pub fn in_view_keeping(
+    title: &str,
+    command: &mut Command,
+    limit: Duration,
+    is_kept: fn(&str) -> bool,
+) -> (Result, Vec<String>) {
+    let mut child = match spawn(title, command.stdout(Stdio::piped())) {
+        Ok(child) => child,
+        Err(error) => return (Err(error), Vec::new()),
+    };
+    let output = child.stdout.take();
+    let reader = std::thread::spawn(move || {
+        let mut kept = Vec::new();
+        for line in output.into_iter().flat_map(|o| BufReader::new(o).lines()).map_while(|l| l.ok())
+        {
+            println!("{line}");
+            if is_kept(&line) {
+                kept.push(line);
+            }
+        }
+        kept
+    });
+    let outcome = wait(title, &mut child, limit, || ()).and_then(|status| match status.success() {
+        true => Ok(()),
+        false => Err(format!("{title} failed ({status})").into()),
+    });
+    (outcome, reader.join().unwrap_or_default())
 }
 
 /// Runs with a progress line. The output is shown only when the program fails, its end alone.

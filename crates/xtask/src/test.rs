@@ -11,7 +11,9 @@ use crate::server::{self, Daemon, TemporaryFolder};
 use crate::setup;
 use crate::workspace::{Profile, Workspace};
 
-const RUST_LIMIT: Duration = Duration::from_secs(40 * 60);
+const BUILD_LIMIT: Duration = Duration::from_secs(40 * 60);
+/// Several times what they take on two processors: whoever waits longer waits for ever.
+const RUST_LIMIT: Duration = Duration::from_secs(15 * 60);
 const SDK_LIMIT: Duration = Duration::from_secs(20 * 60);
 /// Marks every process that the tests start, so that a forgotten one is found.
 const MARK: &str = "FINETUNED_TEST_RUN";
@@ -19,8 +21,14 @@ const MARK: &str = "FINETUNED_TEST_RUN";
 /// One part of the run, for the closing summary.
 struct Part {
     name: &'static str,
-    passed: bool,
+    error: Option<String>,
     took: Duration,
+}
+
+impl Part {
+    fn passed(&self) -> bool {
+        self.error.is_none()
+    }
 }
 
 pub fn run(workspace: &Workspace, sdk_only: bool) -> Result<ExitCode> {
@@ -28,10 +36,10 @@ pub fn run(workspace: &Workspace, sdk_only: bool) -> Result<ExitCode> {
         setup::run(workspace, false)?;
         setup::s3(workspace)
     })];
-    if parts[0].passed {
+    if parts[0].passed() {
         parts.push(part("build", || build(workspace)));
     }
-    if parts.iter().all(|part| part.passed) {
+    if parts.iter().all(Part::passed) {
         if !sdk_only {
             parts.push(part("Rust tests", || rust_tests(workspace)));
         }
@@ -39,11 +47,14 @@ pub fn run(workspace: &Workspace, sdk_only: bool) -> Result<ExitCode> {
         parts.push(part("nothing left", nothing_left));
     }
     println!();
-    for Part { name, passed, took } in &parts {
-        let mark = if *passed { '✓' } else { '✗' };
+    for Part { name, error, took } in &parts {
+        let mark = if error.is_none() { '✓' } else { '✗' };
         println!("{mark} {name:<18} {:>5} s", took.as_secs());
+        if let Some(error) = error {
+            println!("{error}");
+        }
     }
-    let passed = parts.iter().all(|part| part.passed);
+    let passed = parts.iter().all(Part::passed);
     println!("{}", if passed { "all tests passed" } else { "FAILED" });
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -56,7 +67,8 @@ fn part(name: &'static str, work: impl FnOnce() -> Result) -> Part {
     if let Err(error) = &outcome {
         eprintln!("{name}: {error}");
     }
-    Part { name, passed: outcome.is_ok(), took: started.elapsed() }
+    let error = outcome.err().map(|error| error.to_string());
+    Part { name, error, took: started.elapsed() }
 }
 
 /// Builds the tests and, with them, the programs. One selection of packages for both: Cargo would build
@@ -64,18 +76,19 @@ fn part(name: &'static str, work: impl FnOnce() -> Result) -> Part {
 fn build(workspace: &Workspace) -> Result {
     let mut cargo = workspace.cargo();
     cargo.args(["test", "--workspace", "--no-run"]);
-    run::in_view("cargo test --no-run", &mut cargo, RUST_LIMIT)
+    run::in_view("cargo test --no-run", &mut cargo, BUILD_LIMIT)
 }
 
 fn rust_tests(workspace: &Workspace) -> Result {
     let folder = TemporaryFolder::create("test")?;
     let (_postgres, database_url) = database(workspace, &folder)?;
     let mut cargo = workspace.cargo();
-    cargo
-        .args(["test", "--workspace", "--no-fail-fast", "--quiet"])
-        .env("DATABASE_URL", database_url);
+    cargo.args(["test", "--workspace", "--no-fail-fast"]).env("DATABASE_URL", database_url);
     prepare(&mut cargo);
-    run::in_view("cargo test", &mut cargo, RUST_LIMIT)
+    let is_bad = |line: &str| line.ends_with("... FAILED") || line.contains("has been running for");
+    let (outcome, bad) = run::in_view_keeping("cargo test", &mut cargo, RUST_LIMIT, is_bad);
+    // At the end, where it is looked for: thousands of lines stand before.
+    outcome.map_err(|error| format!("{error}\n{}", bad.join("\n")).into())
 }
 
 /// The database of the tests: the user's, or a private one that lives as long as the guard.
