@@ -8,6 +8,7 @@
 mod base64_text;
 mod config;
 mod convert;
+mod describe;
 mod error;
 mod evals;
 mod extract;
@@ -38,6 +39,8 @@ mod tuning;
 mod upload_turns;
 pub mod weights;
 mod wire;
+
+use std::sync::LazyLock;
 
 use store::Store;
 use tokio::net::TcpListener;
@@ -88,6 +91,8 @@ pub async fn serve(
 }
 
 /// The description of the public API, as `/openapi.json` serves it.
-pub fn openapi() -> utoipa::openapi::OpenApi {
-    router::public().1
+pub fn openapi() -> serde_json::Value {
+    static DESCRIPTION: LazyLock<serde_json::Value> =
+        LazyLock::new(|| describe::complete(&router::public().1));
+    DESCRIPTION.clone()
 }

@@ -5,7 +5,6 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::DefaultBodyLimit;
 use axum::http::Request;
-use axum::routing::get;
 use tower::util::MapRequestLayer;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::timeout::RequestBodyTimeoutLayer;
@@ -13,6 +12,7 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::describe::{self, Description};
 use crate::error::ApiError;
 use crate::internal;
 use crate::observe::{after_panic, observe};
@@ -21,30 +21,6 @@ use crate::routes::{
     stored, texts, uploads, validation,
 };
 use crate::state::AppState;
-
-#[derive(OpenApi)]
-#[openapi(
-    info(
-        title = "finetuned",
-        description = "OpenAI's files, fine-tuning, models and chat completions API on your own \
-                       machines.",
-        license(name = "Apache-2.0", identifier = "Apache-2.0")
-    ),
-    security(("api_key" = [])),
-    modifiers(&Security)
-)]
-struct Description;
-
-struct Security;
-
-impl utoipa::Modify for Security {
-    fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
-        use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
-        let components = openapi.components.get_or_insert_default();
-        let scheme = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
-        components.add_security_scheme("api_key", scheme);
-    }
-}
 
 /// The public API below its prefix.
 fn api() -> OpenApiRouter<AppState> {
@@ -93,12 +69,13 @@ pub(crate) fn public() -> (Router<AppState>, utoipa::openapi::OpenApi) {
         .nest("/v1", api())
         .routes(routes!(health::healthz))
         .routes(routes!(health::readyz))
+        .routes(routes!(describe::openapi))
+        .routes(routes!(describe::docs))
         .split_for_parts()
 }
 
 pub(crate) fn router(state: AppState) -> Router {
-    let (public, openapi) = public();
-    let openapi = axum::Json(openapi);
+    let (public, _) = public();
     let azure = Router::from(api());
     let body_idle_timeout = state.config.body_idle_timeout;
     // The limits on bodies are the extractors' own, each with its answer in the API's shape.
@@ -106,7 +83,6 @@ pub(crate) fn router(state: AppState) -> Router {
     public
         .nest("/openai/v1", azure.clone())
         .nest("/openai", azure)
-        .route("/openapi.json", get(|| async move { openapi }))
         .fallback(unknown_route)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(DefaultBodyLimit::disable())

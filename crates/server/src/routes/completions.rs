@@ -9,15 +9,14 @@ use crate::extract::{Caller, Json as Body};
 use crate::inference::ask::Asked;
 use crate::inference::{ask, chunks, complete};
 use crate::state::AppState;
-use crate::wire::completion::{Completion, CreateCompletion};
-use crate::wire::error::ErrorEnvelope;
+use crate::wire::completion::{Completion, CompletionChunk, CreateCompletion};
 
 /// Answer a chat, by a base model, a tuned model or a checkpoint.
 #[utoipa::path(post, path = "/chat/completions", tag = "Chat",
     operation_id = "createChatCompletion",
     request_body = CreateCompletion,
-    responses((status = 200, body = Completion), (status = "4XX", body = ErrorEnvelope),
-        (status = 503, body = ErrorEnvelope)))]
+    responses((status = 200, content((Completion = "application/json"),
+        (CompletionChunk = "text/event-stream")))))]
 pub(crate) async fn create(
     State(state): State<AppState>,
     Caller(project): Caller,

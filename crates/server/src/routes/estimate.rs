@@ -13,7 +13,6 @@ use crate::hyperparameters::{Measured, check_options, resolve};
 use crate::inference::prompt::integer;
 use crate::lanes::models::{self, ModelConfig, ModelError};
 use crate::state::AppState;
-use crate::wire::error::ErrorEnvelope;
 use crate::wire::estimate::{EstimateRequest, MemoryEstimate};
 
 const LONGEST_ROW: i64 = 1_048_576;
@@ -22,7 +21,7 @@ const LONGEST_ROW: i64 = 1_048_576;
 #[utoipa::path(post, path = "/fine_tuning/estimate", tag = "Fine-tuning",
     operation_id = "estimateFineTuningMemory",
     request_body = EstimateRequest,
-    responses((status = 200, body = MemoryEstimate), (status = "4XX", body = ErrorEnvelope)))]
+    responses((status = 200, body = MemoryEstimate)))]
 pub(crate) async fn create(
     State(state): State<AppState>,
     Caller(project): Caller,

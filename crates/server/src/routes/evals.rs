@@ -21,11 +21,11 @@ use crate::grading;
 use crate::inference::ask;
 use crate::request::check_metadata;
 use crate::state::AppState;
-use crate::wire::error::ErrorEnvelope;
 use crate::wire::eval::{
     CreateEval, CreateRun, DeletedEval, DeletedRun, Eval, OutputItem, Run, UpdateEval,
 };
 use crate::wire::list::List;
+use crate::wire::query::{OrderParam, PageParams};
 
 const SIZES: (u32, u32) = (20, 100);
 /// Rows of a request whose faults one refusal names.
@@ -51,7 +51,7 @@ fn query(page: &Page) -> PageQuery {
 /// Create an evaluation: graders over a data source.
 #[utoipa::path(post, path = "/evals", tag = "Evals", operation_id = "createEval",
     request_body = CreateEval,
-    responses((status = 201, body = Eval), (status = "4XX", body = ErrorEnvelope)))]
+    responses((status = 201, body = Eval)))]
 pub(crate) async fn create(
     State(state): State<AppState>,
     Caller(project): Caller,
@@ -64,9 +64,9 @@ pub(crate) async fn create(
 
 /// List evaluations, the oldest first.
 #[utoipa::path(get, path = "/evals", tag = "Evals", operation_id = "listEvals",
-    params(("after" = Option<String>, Query), ("limit" = Option<u32>, Query),
-        ("order" = Option<String>, Query), ("order_by" = Option<String>, Query)),
-    responses((status = 200, body = List<Eval>), (status = "4XX", body = ErrorEnvelope)))]
+    params(PageParams, OrderParam, ("order_by" = Option<String>, Query,
+        description = "`created_at` or `updated_at`.")),
+    responses((status = 200, body = List<Eval>)))]
 pub(crate) async fn list(
     State(state): State<AppState>,
     Caller(project): Caller,
@@ -87,7 +87,7 @@ pub(crate) async fn list(
 /// One evaluation.
 #[utoipa::path(get, path = "/evals/{eval_id}", tag = "Evals", operation_id = "getEval",
     params(("eval_id" = String, Path)),
-    responses((status = 200, body = Eval), (status = "4XX", body = ErrorEnvelope)))]
+    responses((status = 200, body = Eval)))]
 pub(crate) async fn retrieve(
     State(state): State<AppState>,
     Caller(project): Caller,
@@ -102,7 +102,7 @@ pub(crate) async fn retrieve(
 /// Change an evaluation's name or metadata.
 #[utoipa::path(post, path = "/evals/{eval_id}", tag = "Evals", operation_id = "updateEval",
     params(("eval_id" = String, Path)), request_body = UpdateEval,
-    responses((status = 200, body = Eval), (status = "4XX", body = ErrorEnvelope)))]
+    responses((status = 200, body = Eval)))]
 pub(crate) async fn update(
     State(state): State<AppState>,
     Caller(project): Caller,
@@ -119,7 +119,7 @@ pub(crate) async fn update(
 /// Delete an evaluation with all its runs.
 #[utoipa::path(delete, path = "/evals/{eval_id}", tag = "Evals", operation_id = "deleteEval",
     params(("eval_id" = String, Path)),
-    responses((status = 200, body = DeletedEval), (status = "4XX", body = ErrorEnvelope)))]
+    responses((status = 200, body = DeletedEval)))]
 pub(crate) async fn delete(
     State(state): State<AppState>,
     Caller(project): Caller,
@@ -135,7 +135,7 @@ pub(crate) async fn delete(
 #[utoipa::path(post, path = "/evals/{eval_id}/runs", tag = "Evals",
     operation_id = "createEvalRun",
     params(("eval_id" = String, Path)), request_body = CreateRun,
-    responses((status = 201, body = Run), (status = "4XX", body = ErrorEnvelope)))]
+    responses((status = 201, body = Run)))]
 pub(crate) async fn create_run(
     State(state): State<AppState>,
     Caller(project): Caller,
@@ -217,10 +217,9 @@ fn check_rows(plan: &Plan, config: &serde_json::Value) -> ApiResult<()> {
 
 /// List the runs of an evaluation, the oldest first.
 #[utoipa::path(get, path = "/evals/{eval_id}/runs", tag = "Evals", operation_id = "getEvalRuns",
-    params(("eval_id" = String, Path), ("after" = Option<String>, Query),
-        ("limit" = Option<u32>, Query), ("order" = Option<String>, Query),
-        ("status" = Option<String>, Query)),
-    responses((status = 200, body = List<Run>), (status = "4XX", body = ErrorEnvelope)))]
+    params(("eval_id" = String, Path), PageParams, OrderParam, ("status" = Option<String>, Query,
+        description = "`queued`, `in_progress`, `completed`, `canceled` or `failed`.")),
+    responses((status = 200, body = List<Run>)))]
 pub(crate) async fn list_runs(
     State(state): State<AppState>,
     Caller(project): Caller,
@@ -249,7 +248,7 @@ pub(crate) async fn list_runs(
 #[utoipa::path(get, path = "/evals/{eval_id}/runs/{run_id}", tag = "Evals",
     operation_id = "getEvalRun",
     params(("eval_id" = String, Path), ("run_id" = String, Path)),
-    responses((status = 200, body = Run), (status = "4XX", body = ErrorEnvelope)))]
+    responses((status = 200, body = Run)))]
 pub(crate) async fn retrieve_run(
     State(state): State<AppState>,
     Caller(project): Caller,
@@ -268,7 +267,7 @@ pub(crate) async fn retrieve_run(
 #[utoipa::path(post, path = "/evals/{eval_id}/runs/{run_id}", tag = "Evals",
     operation_id = "cancelEvalRun",
     params(("eval_id" = String, Path), ("run_id" = String, Path)),
-    responses((status = 200, body = Run), (status = "4XX", body = ErrorEnvelope)))]
+    responses((status = 200, body = Run)))]
 pub(crate) async fn cancel_run(
     state: State<AppState>,
     caller: Caller,
@@ -282,7 +281,7 @@ pub(crate) async fn cancel_run(
 #[utoipa::path(post, path = "/evals/{eval_id}/runs/{run_id}/cancel", tag = "Evals",
     operation_id = "cancelEvalRunByPath",
     params(("eval_id" = String, Path), ("run_id" = String, Path)),
-    responses((status = 200, body = Run), (status = "4XX", body = ErrorEnvelope)))]
+    responses((status = 200, body = Run)))]
 pub(crate) async fn cancel(
     State(state): State<AppState>,
     Caller(project): Caller,
@@ -301,7 +300,7 @@ pub(crate) async fn cancel(
 #[utoipa::path(delete, path = "/evals/{eval_id}/runs/{run_id}", tag = "Evals",
     operation_id = "deleteEvalRun",
     params(("eval_id" = String, Path), ("run_id" = String, Path)),
-    responses((status = 200, body = DeletedRun), (status = "4XX", body = ErrorEnvelope)))]
+    responses((status = 200, body = DeletedRun)))]
 pub(crate) async fn delete_run(
     State(state): State<AppState>,
     Caller(project): Caller,
@@ -316,9 +315,9 @@ pub(crate) async fn delete_run(
 #[utoipa::path(get, path = "/evals/{eval_id}/runs/{run_id}/output_items", tag = "Evals",
     operation_id = "getEvalRunOutputItems",
     params(("eval_id" = String, Path), ("run_id" = String, Path),
-        ("after" = Option<String>, Query), ("limit" = Option<u32>, Query),
-        ("order" = Option<String>, Query), ("status" = Option<String>, Query)),
-    responses((status = 200, body = List<OutputItem>), (status = "4XX", body = ErrorEnvelope)))]
+        PageParams, OrderParam, ("status" = Option<String>, Query,
+        description = "`pass`, `fail`, `failed` or `error`.")),
+    responses((status = 200, body = List<OutputItem>)))]
 pub(crate) async fn list_items(
     State(state): State<AppState>,
     Caller(project): Caller,
@@ -347,7 +346,7 @@ pub(crate) async fn list_items(
     tag = "Evals", operation_id = "getEvalRunOutputItem",
     params(("eval_id" = String, Path), ("run_id" = String, Path),
         ("output_item_id" = String, Path)),
-    responses((status = 200, body = OutputItem), (status = "4XX", body = ErrorEnvelope)))]
+    responses((status = 200, body = OutputItem)))]
 pub(crate) async fn retrieve_item(
     State(state): State<AppState>,
     Caller(project): Caller,

@@ -23,6 +23,7 @@ use crate::state::AppState;
 use crate::wire::error::ErrorEnvelope;
 use crate::wire::file::{Deleted, File};
 use crate::wire::list::List;
+use crate::wire::query::{OrderParam, PageParams};
 
 const LIST_SIZES: (u32, u32) = (10_000, 10_000);
 const ANCHOR: &str = "expires_after[anchor]";
@@ -31,7 +32,7 @@ const SECONDS: &str = "expires_after[seconds]";
 /// Upload a file. The parts may come in any order.
 #[utoipa::path(post, path = "/files", tag = "Files", operation_id = "createFile",
     request_body(content_type = "multipart/form-data", content = NewFileForm),
-    responses((status = 200, body = File), (status = "4XX", body = ErrorEnvelope)))]
+    responses((status = 200, body = File)))]
 pub(crate) async fn create(
     State(state): State<AppState>,
     Caller(project): Caller,
@@ -85,21 +86,19 @@ impl Destination for Files<'_> {
 struct NewFileForm {
     #[schema(value_type = String, format = Binary)]
     file: Vec<u8>,
-    /// `fine-tune` for training files.
+    /// `assistants`, `batch`, `fine-tune`, `vision`, `user_data` or `evals`.
     purpose: String,
-    /// Only `created_at`.
+    /// Always `created_at`.
     #[schema(rename = "expires_after[anchor]")]
     anchor: Option<String>,
-    /// 3600 to 2592000.
-    #[schema(rename = "expires_after[seconds]")]
+    #[schema(rename = "expires_after[seconds]", minimum = 3600, maximum = 2592000)]
     seconds: Option<u32>,
 }
 
 /// List files, the newest first.
 #[utoipa::path(get, path = "/files", tag = "Files", operation_id = "listFiles",
-    params(("purpose" = Option<String>, Query), ("limit" = Option<u32>, Query),
-        ("order" = Option<String>, Query), ("after" = Option<String>, Query)),
-    responses((status = 200, body = List<File>), (status = "4XX", body = ErrorEnvelope)))]
+    params(("purpose" = Option<String>, Query), PageParams, OrderParam),
+    responses((status = 200, body = List<File>)))]
 pub(crate) async fn list(
     State(state): State<AppState>,
     Caller(project): Caller,
@@ -113,7 +112,7 @@ pub(crate) async fn list(
 /// One file's description.
 #[utoipa::path(get, path = "/files/{file_id}", tag = "Files", operation_id = "retrieveFile",
     params(("file_id" = String, Path)),
-    responses((status = 200, body = File), (status = "4XX", body = ErrorEnvelope)))]
+    responses((status = 200, body = File)))]
 pub(crate) async fn retrieve(
     State(state): State<AppState>,
     Caller(project): Caller,
@@ -128,7 +127,7 @@ pub(crate) async fn retrieve(
 /// Delete a file. Refused while a job that has not ended uses it.
 #[utoipa::path(delete, path = "/files/{file_id}", tag = "Files", operation_id = "deleteFile",
     params(("file_id" = String, Path)),
-    responses((status = 200, body = Deleted), (status = "4XX", body = ErrorEnvelope)))]
+    responses((status = 200, body = Deleted)))]
 pub(crate) async fn delete(
     State(state): State<AppState>,
     Caller(project): Caller,
@@ -150,9 +149,11 @@ pub(crate) struct Format {
 /// this one, unless `format=csv` asks for the plain text. Ranges are served for everything plain.
 #[utoipa::path(get, path = "/files/{file_id}/content", tag = "Files",
     operation_id = "downloadFile",
-    params(("file_id" = String, Path), ("format" = Option<String>, Query)),
+    params(("file_id" = String, Path), ("format" = Option<String>, Query, description = "`csv` for a result file as plain text."),
+        ("Range" = Option<String>, Header, description = "One range of bytes.")),
     responses((status = 200, content_type = "application/octet-stream", body = Vec<u8>),
-        (status = "4XX", body = ErrorEnvelope)))]
+        (status = 206, content_type = "application/octet-stream", body = Vec<u8>),
+        (status = 416, body = ErrorEnvelope)))]
 pub(crate) async fn content(
     State(state): State<AppState>,
     Caller(project): Caller,

@@ -10,16 +10,15 @@ use crate::extract::json::type_words;
 use crate::extract::{Caller, Json as Body};
 use crate::grading::{self, Graded};
 use crate::state::AppState;
-use crate::wire::error::ErrorEnvelope;
 use crate::wire::grader::{
     GraderErrors, GraderMetadata, GraderRun, RunGrader, ValidateGrader, ValidatedGrader,
 };
 
 /// Check a grader's definition, and get it back in one form.
-#[utoipa::path(post, path = "/fine_tuning/alpha/graders/validate", tag = "Fine-tuning",
+#[utoipa::path(post, path = "/fine_tuning/alpha/graders/validate", tag = "Graders",
     operation_id = "validateGrader",
     request_body = ValidateGrader,
-    responses((status = 200, body = ValidatedGrader), (status = "4XX", body = ErrorEnvelope)))]
+    responses((status = 200, body = ValidatedGrader)))]
 pub(crate) async fn validate(
     State(state): State<AppState>,
     Caller(project): Caller,
@@ -32,10 +31,10 @@ pub(crate) async fn validate(
 }
 
 /// Grade one sample. What goes wrong with the grading is a flag of the answer, not an error of the call.
-#[utoipa::path(post, path = "/fine_tuning/alpha/graders/run", tag = "Fine-tuning",
+#[utoipa::path(post, path = "/fine_tuning/alpha/graders/run", tag = "Graders",
     operation_id = "runGrader",
     request_body = RunGrader,
-    responses((status = 200, body = GraderRun), (status = "4XX", body = ErrorEnvelope)))]
+    responses((status = 200, body = GraderRun)))]
 pub(crate) async fn run(
     State(state): State<AppState>,
     Caller(project): Caller,

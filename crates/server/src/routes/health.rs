@@ -8,14 +8,14 @@ use store::BlobKey;
 use crate::state::AppState;
 
 /// The process is alive. Looks at nothing else.
-#[utoipa::path(get, path = "/healthz", tag = "Health", security(()),
+#[utoipa::path(get, path = "/healthz", operation_id = "checkHealth", tag = "Health", security(()),
     responses((status = 200, body = String)))]
 pub(crate) async fn healthz() -> &'static str {
     "ok\n"
 }
 
 /// The database answers, the object store answers, and the server is not shutting down.
-#[utoipa::path(get, path = "/readyz", tag = "Health", security(()),
+#[utoipa::path(get, path = "/readyz", operation_id = "checkReadiness", tag = "Health", security(()),
     responses((status = 200, body = String), (status = 503, body = String)))]
 pub(crate) async fn readyz(State(state): State<AppState>) -> Response {
     if state.stopping.is_cancelled() {

@@ -20,10 +20,10 @@ use crate::outlook::{Outlook, outlooks};
 use crate::repeats;
 use crate::request;
 use crate::state::AppState;
-use crate::wire::error::ErrorEnvelope;
 use crate::wire::event::{Checkpoint, Event};
 use crate::wire::job::{CreateJob, Job, JobDeleted, UpdateJob};
 use crate::wire::list::List;
+use crate::wire::query::PageParams;
 
 const JOB_SIZES: (u32, u32) = (20, 100);
 const EVENT_SIZES: (u32, u32) = (20, 1000);
@@ -35,7 +35,7 @@ const CHECKPOINT_SIZES: (u32, u32) = (10, 100);
     operation_id = "createFineTuningJob",
     request_body = CreateJob,
     params(("Idempotency-Key" = Option<String>, Header)),
-    responses((status = 200, body = Job), (status = "4XX", body = ErrorEnvelope)))]
+    responses((status = 200, body = Job)))]
 pub(crate) async fn create(
     State(state): State<AppState>,
     Caller(project): Caller,
@@ -67,8 +67,9 @@ fn show(row: JobRow) -> Json<Job> {
 /// any.
 #[utoipa::path(get, path = "/fine_tuning/jobs", tag = "Fine-tuning",
     operation_id = "listPaginatedFineTuningJobs",
-    params(("after" = Option<String>, Query), ("limit" = Option<u32>, Query)),
-    responses((status = 200, body = List<Job>), (status = "4XX", body = ErrorEnvelope)))]
+    params(PageParams, ("metadata" = Option<std::collections::BTreeMap<String, String>>, Query,
+        style = DeepObject, explode, description = "Only jobs with these pairs.")),
+    responses((status = 200, body = List<Job>)))]
 pub(crate) async fn list(
     State(state): State<AppState>,
     Caller(project): Caller,
@@ -90,7 +91,7 @@ pub(crate) async fn list(
 #[utoipa::path(get, path = "/fine_tuning/jobs/{fine_tuning_job_id}", tag = "Fine-tuning",
     operation_id = "retrieveFineTuningJob",
     params(("fine_tuning_job_id" = String, Path)),
-    responses((status = 200, body = Job), (status = "4XX", body = ErrorEnvelope)))]
+    responses((status = 200, body = Job)))]
 pub(crate) async fn retrieve(
     State(state): State<AppState>,
     Caller(project): Caller,
@@ -108,7 +109,7 @@ pub(crate) async fn retrieve(
     operation_id = "updateFineTuningJob",
     request_body = UpdateJob,
     params(("fine_tuning_job_id" = String, Path)),
-    responses((status = 200, body = Job), (status = "4XX", body = ErrorEnvelope)))]
+    responses((status = 200, body = Job)))]
 pub(crate) async fn update(
     State(state): State<AppState>,
     Caller(project): Caller,
@@ -128,7 +129,7 @@ pub(crate) async fn update(
 #[utoipa::path(delete, path = "/fine_tuning/jobs/{fine_tuning_job_id}", tag = "Fine-tuning",
     operation_id = "deleteFineTuningJob",
     params(("fine_tuning_job_id" = String, Path)),
-    responses((status = 200, body = JobDeleted), (status = "4XX", body = ErrorEnvelope)))]
+    responses((status = 200, body = JobDeleted)))]
 pub(crate) async fn delete(
     State(state): State<AppState>,
     Caller(project): Caller,
@@ -144,7 +145,7 @@ pub(crate) async fn delete(
 #[utoipa::path(post, path = "/fine_tuning/jobs/{fine_tuning_job_id}/cancel",
     tag = "Fine-tuning", operation_id = "cancelFineTuningJob",
     params(("fine_tuning_job_id" = String, Path)),
-    responses((status = 200, body = Job), (status = "4XX", body = ErrorEnvelope)))]
+    responses((status = 200, body = Job)))]
 pub(crate) async fn cancel(
     State(state): State<AppState>,
     Caller(project): Caller,
@@ -161,7 +162,7 @@ pub(crate) async fn cancel(
 #[utoipa::path(post, path = "/fine_tuning/jobs/{fine_tuning_job_id}/pause",
     tag = "Fine-tuning", operation_id = "pauseFineTuningJob",
     params(("fine_tuning_job_id" = String, Path)),
-    responses((status = 200, body = Job), (status = "4XX", body = ErrorEnvelope)))]
+    responses((status = 200, body = Job)))]
 pub(crate) async fn pause(
     State(state): State<AppState>,
     Caller(project): Caller,
@@ -178,7 +179,7 @@ pub(crate) async fn pause(
 #[utoipa::path(post, path = "/fine_tuning/jobs/{fine_tuning_job_id}/resume",
     tag = "Fine-tuning", operation_id = "resumeFineTuningJob",
     params(("fine_tuning_job_id" = String, Path)),
-    responses((status = 200, body = Job), (status = "4XX", body = ErrorEnvelope)))]
+    responses((status = 200, body = Job)))]
 pub(crate) async fn resume(
     State(state): State<AppState>,
     Caller(project): Caller,
@@ -197,10 +198,11 @@ pub(crate) async fn resume(
 /// header `Last-Event-ID` names the last event that is known.
 #[utoipa::path(get, path = "/fine_tuning/jobs/{fine_tuning_job_id}/events",
     tag = "Fine-tuning", operation_id = "listFineTuningEvents",
-    params(("fine_tuning_job_id" = String, Path), ("after" = Option<String>, Query),
-        ("limit" = Option<u32>, Query), ("stream" = Option<bool>, Query),
+    params(("fine_tuning_job_id" = String, Path), PageParams,
+        ("stream" = Option<bool>, Query),
         ("Last-Event-ID" = Option<String>, Header)),
-    responses((status = 200, body = List<Event>), (status = "4XX", body = ErrorEnvelope)))]
+    responses((status = 200, content((List<Event> = "application/json"),
+        (Event = "text/event-stream")))))]
 pub(crate) async fn events(
     State(state): State<AppState>,
     Caller(project): Caller,
@@ -221,9 +223,8 @@ pub(crate) async fn events(
 /// A job's checkpoints that are models of their own, the highest step first.
 #[utoipa::path(get, path = "/fine_tuning/jobs/{fine_tuning_job_id}/checkpoints",
     tag = "Fine-tuning", operation_id = "listFineTuningJobCheckpoints",
-    params(("fine_tuning_job_id" = String, Path), ("after" = Option<String>, Query),
-        ("limit" = Option<u32>, Query)),
-    responses((status = 200, body = List<Checkpoint>), (status = "4XX", body = ErrorEnvelope)))]
+    params(("fine_tuning_job_id" = String, Path), PageParams),
+    responses((status = 200, body = List<Checkpoint>)))]
 pub(crate) async fn checkpoints(
     State(state): State<AppState>,
     Caller(project): Caller,

@@ -13,14 +13,13 @@ use crate::extract::page::FlagName;
 use crate::extract::{Caller, Flag, Id};
 use crate::state::AppState;
 use crate::weights::{ModelFiles, WeightsError, tar, tar_bytes};
-use crate::wire::error::ErrorEnvelope;
 use crate::wire::file::Deleted;
 use crate::wire::model::{Model, ModelList};
 
 /// Every model that the project can use: base models, its tuned models and checkpoints, and those that other
 /// projects share with it.
 #[utoipa::path(get, path = "/models", tag = "Models", operation_id = "listModels",
-    responses((status = 200, body = ModelList), (status = "4XX", body = ErrorEnvelope)))]
+    responses((status = 200, body = ModelList)))]
 pub(crate) async fn list(
     State(state): State<AppState>,
     Caller(project): Caller,
@@ -33,7 +32,7 @@ pub(crate) async fn list(
 /// One model.
 #[utoipa::path(get, path = "/models/{model}", tag = "Models", operation_id = "retrieveModel",
     params(("model" = String, Path)),
-    responses((status = 200, body = Model), (status = "4XX", body = ErrorEnvelope)))]
+    responses((status = 200, body = Model)))]
 pub(crate) async fn retrieve(
     State(state): State<AppState>,
     Caller(project): Caller,
@@ -49,7 +48,7 @@ pub(crate) async fn retrieve(
 /// that a job which has not ended starts from.
 #[utoipa::path(delete, path = "/models/{model}", tag = "Models", operation_id = "deleteModel",
     params(("model" = String, Path)),
-    responses((status = 200, body = Deleted), (status = "4XX", body = ErrorEnvelope)))]
+    responses((status = 200, body = Deleted)))]
 pub(crate) async fn delete(
     State(state): State<AppState>,
     Caller(project): Caller,
@@ -66,8 +65,7 @@ pub(crate) async fn delete(
 #[utoipa::path(get, path = "/models/{model}/weights", tag = "Models",
     operation_id = "downloadModelWeights",
     params(("model" = String, Path), ("merged" = Option<bool>, Query)),
-    responses((status = 200, body = Vec<u8>, content_type = "application/x-tar"),
-        (status = "4XX", body = ErrorEnvelope), (status = 503, body = ErrorEnvelope)))]
+    responses((status = 200, body = Vec<u8>, content_type = "application/x-tar")))]
 pub(crate) async fn weights(
     State(state): State<AppState>,
     Caller(project): Caller,

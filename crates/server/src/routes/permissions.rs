@@ -13,10 +13,10 @@ use crate::convert::{self, OrNotFound, page_query};
 use crate::error::{ApiError, ApiResult};
 use crate::extract::{Caller, Id, Ids, Json as Body, Page};
 use crate::state::AppState;
-use crate::wire::error::ErrorEnvelope;
 use crate::wire::file::Deleted;
 use crate::wire::list::List;
 use crate::wire::permission::{CreatePermissions, Permission};
+use crate::wire::query::{OrderParam, PageParams};
 
 const SIZES: (u32, u32) = (10, 100);
 const MAX_PROJECTS: usize = 100;
@@ -26,7 +26,7 @@ const MAX_PROJECTS: usize = 100;
     tag = "Fine-tuning", operation_id = "createFineTuningCheckpointPermission",
     params(("fine_tuned_model_checkpoint" = String, Path)),
     request_body = CreatePermissions,
-    responses((status = 200, body = List<Permission>), (status = "4XX", body = ErrorEnvelope)))]
+    responses((status = 200, body = List<Permission>)))]
 pub(crate) async fn create(
     State(state): State<AppState>,
     Caller(project): Caller,
@@ -73,9 +73,8 @@ pub(crate) async fn create(
 #[utoipa::path(get, path = "/fine_tuning/checkpoints/{fine_tuned_model_checkpoint}/permissions",
     tag = "Fine-tuning", operation_id = "listFineTuningCheckpointPermissions",
     params(("fine_tuned_model_checkpoint" = String, Path), ("project_id" = Option<String>, Query),
-        ("after" = Option<String>, Query), ("limit" = Option<u32>, Query),
-        ("order" = Option<String>, Query)),
-    responses((status = 200, body = List<Permission>), (status = "4XX", body = ErrorEnvelope)))]
+        PageParams, OrderParam),
+    responses((status = 200, body = List<Permission>)))]
 pub(crate) async fn list(
     State(state): State<AppState>,
     Caller(project): Caller,
@@ -95,7 +94,7 @@ pub(crate) async fn list(
     path = "/fine_tuning/checkpoints/{fine_tuned_model_checkpoint}/permissions/{permission_id}",
     tag = "Fine-tuning", operation_id = "deleteFineTuningCheckpointPermission",
     params(("fine_tuned_model_checkpoint" = String, Path), ("permission_id" = String, Path)),
-    responses((status = 200, body = Deleted), (status = "4XX", body = ErrorEnvelope)))]
+    responses((status = 200, body = Deleted)))]
 pub(crate) async fn delete(
     State(state): State<AppState>,
     Caller(project): Caller,

@@ -4,7 +4,6 @@ use crate::error::{ApiError, ApiResult};
 use crate::extract::{Caller, Json as Body};
 use crate::inference::{answer, ask, prompt};
 use crate::state::AppState;
-use crate::wire::error::ErrorEnvelope;
 use crate::wire::score::{CreateScore, Score};
 use axum::Json;
 use axum::extract::State;
@@ -13,8 +12,7 @@ use axum::extract::State;
 #[utoipa::path(post, path = "/fine_tuning/score", tag = "Fine-tuning",
     operation_id = "createScore",
     request_body = CreateScore,
-    responses((status = 200, body = Score), (status = "4XX", body = ErrorEnvelope),
-        (status = 503, body = ErrorEnvelope)))]
+    responses((status = 200, body = Score)))]
 pub(crate) async fn create(
     State(state): State<AppState>,
     Caller(project): Caller,

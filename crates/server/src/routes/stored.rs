@@ -12,9 +12,9 @@ use crate::error::{ApiError, ApiResult};
 use crate::extract::{Caller, Filters, Id, Json as Body, Page};
 use crate::request::check_metadata;
 use crate::state::AppState;
-use crate::wire::error::ErrorEnvelope;
 use crate::wire::file::Deleted;
 use crate::wire::list::{Identified, List};
+use crate::wire::query::{OrderParam, PageParams};
 use crate::wire::stored::{StoredCompletion, StoredMessage, UpdateCompletion};
 
 const SIZES: (u32, u32) = (20, 100);
@@ -38,9 +38,10 @@ impl FromRequestParts<AppState> for OfModel {
 /// Completions that were kept, the oldest first.
 #[utoipa::path(get, path = "/chat/completions", tag = "Chat",
     operation_id = "listChatCompletions",
-    params(("model" = Option<String>, Query), ("after" = Option<String>, Query),
-        ("limit" = Option<u32>, Query), ("order" = Option<String>, Query)),
-    responses((status = 200, body = List<StoredCompletion>), (status = "4XX", body = ErrorEnvelope)))]
+    params(("model" = Option<String>, Query),
+        ("metadata" = Option<std::collections::BTreeMap<String, String>>, Query, style = DeepObject,
+        explode, description = "Only completions with these pairs."), PageParams, OrderParam),
+    responses((status = 200, body = List<StoredCompletion>)))]
 pub(crate) async fn list(
     State(state): State<AppState>,
     Caller(project): Caller,
@@ -62,7 +63,7 @@ pub(crate) async fn list(
 /// One of them.
 #[utoipa::path(get, path = "/chat/completions/{completion_id}", tag = "Chat",
     operation_id = "getChatCompletion", params(("completion_id" = String, Path)),
-    responses((status = 200, body = StoredCompletion), (status = "4XX", body = ErrorEnvelope)))]
+    responses((status = 200, body = StoredCompletion)))]
 pub(crate) async fn retrieve(
     State(state): State<AppState>,
     Caller(project): Caller,
@@ -76,7 +77,7 @@ pub(crate) async fn retrieve(
 #[utoipa::path(post, path = "/chat/completions/{completion_id}", tag = "Chat",
     operation_id = "updateChatCompletion", params(("completion_id" = String, Path)),
     request_body = UpdateCompletion,
-    responses((status = 200, body = StoredCompletion), (status = "4XX", body = ErrorEnvelope)))]
+    responses((status = 200, body = StoredCompletion)))]
 pub(crate) async fn update(
     State(state): State<AppState>,
     Caller(project): Caller,
@@ -92,7 +93,7 @@ pub(crate) async fn update(
 /// Delete one of them.
 #[utoipa::path(delete, path = "/chat/completions/{completion_id}", tag = "Chat",
     operation_id = "deleteChatCompletion", params(("completion_id" = String, Path)),
-    responses((status = 200, body = Deleted), (status = "4XX", body = ErrorEnvelope)))]
+    responses((status = 200, body = Deleted)))]
 pub(crate) async fn delete(
     State(state): State<AppState>,
     Caller(project): Caller,
@@ -106,9 +107,8 @@ pub(crate) async fn delete(
 /// The messages that a kept completion answers.
 #[utoipa::path(get, path = "/chat/completions/{completion_id}/messages", tag = "Chat",
     operation_id = "getChatCompletionMessages",
-    params(("completion_id" = String, Path), ("after" = Option<String>, Query),
-        ("limit" = Option<u32>, Query), ("order" = Option<String>, Query)),
-    responses((status = 200, body = List<StoredMessage>), (status = "4XX", body = ErrorEnvelope)))]
+    params(("completion_id" = String, Path), PageParams, OrderParam),
+    responses((status = 200, body = List<StoredMessage>)))]
 pub(crate) async fn messages(
     State(state): State<AppState>,
     Caller(project): Caller,

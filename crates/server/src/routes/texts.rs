@@ -8,14 +8,13 @@ use crate::error::ApiResult;
 use crate::extract::{Caller, Json as Body};
 use crate::inference::text::Texts;
 use crate::state::AppState;
-use crate::wire::error::ErrorEnvelope;
 use crate::wire::text::{CreateText, TextCompletion};
 
 /// Go on with a text, without any chat template. OpenAI's older call.
 #[utoipa::path(post, path = "/completions", tag = "Completions", operation_id = "createCompletion",
     request_body = CreateText,
-    responses((status = 200, body = TextCompletion), (status = "4XX", body = ErrorEnvelope),
-        (status = 503, body = ErrorEnvelope)))]
+    responses((status = 200, content((TextCompletion = "application/json"),
+        (TextCompletion = "text/event-stream")))))]
 pub(crate) async fn create(
     State(state): State<AppState>,
     Caller(project): Caller,

@@ -15,7 +15,6 @@ use crate::extract::{Caller, Id, Json as Body};
 use crate::file_rules;
 use crate::inference::prompt::integer;
 use crate::state::AppState;
-use crate::wire::error::ErrorEnvelope;
 use crate::wire::upload::{CompleteUpload, CreateUpload, Upload, UploadPart};
 
 const MAX_MIME_TYPE_BYTES: usize = 255;
@@ -23,7 +22,7 @@ const MAX_MIME_TYPE_BYTES: usize = 255;
 /// Begin an upload. It takes parts until it is completed, cancelled, or its time is over.
 #[utoipa::path(post, path = "/uploads", tag = "Uploads", operation_id = "createUpload",
     request_body = CreateUpload,
-    responses((status = 200, body = Upload), (status = "4XX", body = ErrorEnvelope)))]
+    responses((status = 200, body = Upload)))]
 pub(crate) async fn create(
     State(state): State<AppState>,
     Caller(project): Caller,
@@ -62,7 +61,7 @@ pub(crate) async fn create(
 /// An upload, with the parts that have been received. OpenAI's API has no such call.
 #[utoipa::path(get, path = "/uploads/{upload_id}", tag = "Uploads",
     operation_id = "retrieveUpload", params(("upload_id" = String, Path)),
-    responses((status = 200, body = Upload), (status = "4XX", body = ErrorEnvelope)))]
+    responses((status = 200, body = Upload)))]
 pub(crate) async fn retrieve(
     State(state): State<AppState>,
     Caller(project): Caller,
@@ -86,7 +85,7 @@ struct NewPartForm {
 #[utoipa::path(post, path = "/uploads/{upload_id}/parts", tag = "Uploads",
     operation_id = "addUploadPart", params(("upload_id" = String, Path)),
     request_body(content_type = "multipart/form-data", content = NewPartForm),
-    responses((status = 200, body = UploadPart), (status = "4XX", body = ErrorEnvelope)))]
+    responses((status = 200, body = UploadPart)))]
 pub(crate) async fn add_part(
     State(state): State<AppState>,
     Caller(project): Caller,
@@ -136,7 +135,7 @@ impl Destination for Parts<'_> {
 #[utoipa::path(post, path = "/uploads/{upload_id}/complete", tag = "Uploads",
     operation_id = "completeUpload", params(("upload_id" = String, Path)),
     request_body = CompleteUpload,
-    responses((status = 200, body = Upload), (status = "4XX", body = ErrorEnvelope)))]
+    responses((status = 200, body = Upload)))]
 pub(crate) async fn complete(
     State(state): State<AppState>,
     Caller(project): Caller,
@@ -174,7 +173,7 @@ fn checked_md5(text: &str) -> ApiResult<String> {
 /// Cancel an upload. Its parts are removed.
 #[utoipa::path(post, path = "/uploads/{upload_id}/cancel", tag = "Uploads",
     operation_id = "cancelUpload", params(("upload_id" = String, Path)),
-    responses((status = 200, body = Upload), (status = "4XX", body = ErrorEnvelope)))]
+    responses((status = 200, body = Upload)))]
 pub(crate) async fn cancel(
     State(state): State<AppState>,
     Caller(project): Caller,

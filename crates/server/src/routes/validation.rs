@@ -25,7 +25,6 @@ use crate::remedy::remedy;
 use crate::request::{self, Wanted};
 use crate::routes::estimate;
 use crate::state::AppState;
-use crate::wire::error::ErrorEnvelope;
 use crate::wire::job::CreateJob;
 use crate::wire::validation::{JobValidation, Problem};
 
@@ -40,7 +39,7 @@ const BUSY_SECONDS: u64 = 10;
 #[utoipa::path(post, path = "/fine_tuning/jobs/validate", tag = "Fine-tuning",
     operation_id = "validateFineTuningJob",
     request_body = CreateJob,
-    responses((status = 200, body = JobValidation), (status = "4XX", body = ErrorEnvelope)))]
+    responses((status = 200, body = JobValidation)))]
 pub(crate) async fn create(
     State(state): State<AppState>,
     Caller(project): Caller,

@@ -7,55 +7,62 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
+use super::shape::message::{
+    FunctionChoice, FunctionDefinition, Message, ResponseFormat, Tool, ToolChoice,
+};
+use super::shape::{FreeObject, Texts};
+
 #[derive(Debug, Clone, Default, Deserialize, Serialize, ToSchema)]
 pub(crate) struct CreateCompletion {
     pub model: String,
-    #[schema(value_type = Vec<Object>)]
+    #[schema(value_type = Vec<Message>, min_items = 1)]
     pub messages: Vec<Value>,
-    /// 0 to 2; 0 is greedy.
+    /// 0 is greedy.
+    #[schema(minimum = 0, maximum = 2)]
     pub temperature: Option<f64>,
-    /// 0 to 1.
+    #[schema(minimum = 0, maximum = 1)]
     pub top_p: Option<f64>,
-    /// 1 to 128.
+    #[schema(minimum = 1, maximum = 128)]
     pub n: Option<i64>,
     pub seed: Option<i64>,
     /// A string or up to four.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<Texts>)]
     pub stop: Option<Value>,
-    /// -2 to 2.
+    #[schema(minimum = -2, maximum = 2)]
     pub frequency_penalty: Option<f64>,
-    /// -2 to 2.
+    #[schema(minimum = -2, maximum = 2)]
     pub presence_penalty: Option<f64>,
+    #[schema(minimum = 0, maximum = 4294967295_i64)]
     pub max_completion_tokens: Option<i64>,
     /// The older name of `max_completion_tokens`.
+    #[schema(minimum = 0, maximum = 4294967295_i64)]
     pub max_tokens: Option<i64>,
     /// Token ids to -100 … 100, added to their logits.
-    #[schema(value_type = Option<Object>)]
     pub logit_bias: Option<BTreeMap<String, f64>>,
     /// Tell each token's log-probability under the model: before temperature, penalties and bias.
     pub logprobs: Option<bool>,
-    /// 0 to 20; needs `logprobs`.
+    /// Needs `logprobs`.
+    #[schema(minimum = 0, maximum = 20)]
     pub top_logprobs: Option<i64>,
-    #[schema(value_type = Option<Vec<Object>>)]
+    #[schema(value_type = Option<Vec<Tool>>, max_items = 128)]
     pub tools: Option<Vec<Value>>,
     /// `none`, `auto`, `required`, one function, or some of them.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<ToolChoice>)]
     pub tool_choice: Option<Value>,
     pub parallel_tool_calls: Option<bool>,
     /// The older form of `tools`.
-    #[schema(value_type = Option<Vec<Object>>)]
+    #[schema(value_type = Option<Vec<FunctionDefinition>>, max_items = 128)]
     pub functions: Option<Vec<Value>>,
     /// The older form of `tool_choice`.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<FunctionChoice>)]
     pub function_call: Option<Value>,
     /// `text`, `json_object`, or `json_schema` with a schema that the answer is held to.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<ResponseFormat>)]
     pub response_format: Option<Value>,
     pub stream: Option<bool>,
     pub stream_options: Option<StreamOptions>,
     /// Keep the completion, to be listed and read later.
     pub store: Option<bool>,
-    #[schema(value_type = Option<Object>)]
     pub metadata: Option<BTreeMap<String, String>>,
 }
 
@@ -98,7 +105,7 @@ pub(crate) struct AssistantMessage {
     /// Instead of `tool_calls`, where the request had `functions`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub function_call: Option<FunctionCall>,
-    #[schema(value_type = Vec<Object>)]
+    #[schema(value_type = Vec<FreeObject>)]
     pub annotations: Vec<Value>,
 }
 

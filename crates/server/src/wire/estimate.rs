@@ -4,6 +4,8 @@ use domain::TrainingOptions;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::shape;
+
 /// `POST /fine_tuning/estimate`.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -11,12 +13,13 @@ pub(crate) struct EstimateRequest {
     /// A base model.
     pub model: String,
     /// Tokens of the longest row; absent: as many as a micro-batch has.
+    #[schema(minimum = 1, maximum = 1048576)]
     pub longest_row: Option<i64>,
     /// Whether there will be a validation file.
     #[serde(default)]
     pub validation: bool,
     /// As in the creation of a job.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<shape::options::TrainingOptions>)]
     pub finetuned: Option<TrainingOptions>,
 }
 

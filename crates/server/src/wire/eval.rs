@@ -7,6 +7,11 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::list::Identified;
+use super::shape::FreeObject;
+use super::shape::eval::{
+    DataSourceConfig, ItemResult, ItemSample, RunDataSource, ShownDataSourceConfig,
+};
+use super::shape::grader::TestingCriterion;
 
 /// `POST /evals`. What a retrieved evaluation shows is accepted too, so that one can be moved from elsewhere as
 /// it is.
@@ -16,8 +21,9 @@ pub(crate) struct CreateEval {
     #[schema(value_type = DataSourceConfig)]
     pub data_source_config: Value,
     /// Graders: `string_check`, `text_similarity` (with `pass_threshold`), `label_model`, `score_model`, `python`.
-    #[schema(value_type = Vec<Object>)]
+    #[schema(value_type = Vec<TestingCriterion>, min_items = 1, max_items = 100)]
     pub testing_criteria: Vec<Value>,
+    #[schema(max_length = 512)]
     pub name: Option<String>,
     pub metadata: Option<BTreeMap<String, String>>,
     /// Accepted and ignored.
@@ -34,25 +40,11 @@ pub(crate) struct CreateEval {
     created_at: Option<Value>,
 }
 
-/// Where the rows of runs come from; for the schema, because errors name the field that is wrong.
-#[derive(ToSchema)]
-#[expect(dead_code, reason = "only its schema is used")]
-pub(crate) struct DataSourceConfig {
-    /// `custom`, `logs` or `stored_completions`.
-    pub r#type: String,
-    /// Of `custom`: a JSON Schema of the rows' `item`.
-    #[schema(value_type = Option<Object>)]
-    pub item_schema: Option<Value>,
-    /// Of `custom`: whether graders read `sample`.
-    pub include_sample_schema: Option<bool>,
-    /// Of `logs` and `stored_completions`: which of them.
-    pub metadata: Option<BTreeMap<String, String>>,
-}
-
 /// `POST /evals/{eval_id}`. What is absent stays; `metadata: null` removes all pairs.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct UpdateEval {
+    #[schema(max_length = 512)]
     pub name: Option<String>,
     #[serde(default, deserialize_with = "present")]
     #[schema(value_type = Option<BTreeMap<String, String>>)]
@@ -76,9 +68,9 @@ pub(crate) struct Eval {
     pub object: &'static str,
     pub name: String,
     pub created_at: i64,
-    #[schema(value_type = Object)]
+    #[schema(value_type = ShownDataSourceConfig)]
     pub data_source_config: Value,
-    #[schema(value_type = Vec<Object>)]
+    #[schema(value_type = Vec<TestingCriterion>)]
     pub testing_criteria: Value,
     pub metadata: BTreeMap<String, String>,
 }
@@ -103,27 +95,9 @@ pub(crate) struct DeletedEval {
 pub(crate) struct CreateRun {
     #[schema(value_type = RunDataSource)]
     pub data_source: Value,
+    #[schema(max_length = 512)]
     pub name: Option<String>,
     pub metadata: Option<BTreeMap<String, String>>,
-}
-
-/// What a run reads and asks; for the schema.
-#[derive(ToSchema)]
-#[expect(dead_code, reason = "only its schema is used")]
-pub(crate) struct RunDataSource {
-    /// `jsonl`, `completions` or `responses`.
-    pub r#type: String,
-    /// `{"type": "file_content", "content": [{"item": …, "sample": …}]}` or `{"type": "file_id", "id": …}`.
-    #[schema(value_type = Object)]
-    pub source: Value,
-    /// `{"type": "template", "template": [messages]}` or `{"type": "item_reference", "item_reference": "item.x"}`.
-    #[schema(value_type = Option<Object>)]
-    pub input_messages: Option<Value>,
-    /// The model that is asked.
-    pub model: Option<String>,
-    /// `temperature`, `top_p`, `seed`, `max_completion_tokens`, `response_format` or `text`, `tools`.
-    #[schema(value_type = Option<Object>)]
-    pub sampling_params: Option<Value>,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -143,7 +117,7 @@ pub(crate) struct Run {
     pub result_counts: ResultCounts,
     pub per_model_usage: Vec<PerModelUsage>,
     pub per_testing_criteria_results: Vec<CriterionResult>,
-    #[schema(value_type = Object)]
+    #[schema(value_type = RunDataSource)]
     pub data_source: Value,
     pub metadata: BTreeMap<String, String>,
     /// Two empty strings unless the run has failed.
@@ -219,13 +193,13 @@ pub(crate) struct OutputItem {
     pub status: &'static str,
     /// Place of the row in the data source, from 0.
     pub datasource_item_id: u32,
-    #[schema(value_type = Object)]
+    #[schema(value_type = FreeObject)]
     pub datasource_item: Value,
     /// `name`, `type`, `score`, `passed` and `sample` of each grader.
-    #[schema(value_type = Vec<Object>)]
+    #[schema(value_type = Vec<ItemResult>)]
     pub results: Value,
     /// What the model was asked and answered.
-    #[schema(value_type = Object)]
+    #[schema(value_type = ItemSample)]
     pub sample: Value,
 }
 

@@ -6,6 +6,7 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::list::Identified;
+use super::shape::FreeObject;
 
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Event {
@@ -18,7 +19,7 @@ pub(crate) struct Event {
     pub message: String,
     /// `message` or `metrics`.
     pub r#type: &'static str,
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<FreeObject>)]
     pub data: Option<Value>,
 }
 
@@ -36,7 +37,6 @@ pub(crate) struct Checkpoint {
     pub created_at: i64,
     pub fine_tuned_model_checkpoint: String,
     pub fine_tuning_job_id: String,
-    #[schema(value_type = Object)]
     pub metrics: CheckpointMetrics,
     pub step_number: u64,
 }
@@ -63,6 +63,20 @@ pub(crate) struct CheckpointMetrics {
     pub full_valid_mean_token_accuracy: Option<f64>,
     /// Of jobs of the method `dpo`.
     #[serde(flatten)]
-    #[schema(value_type = Object)]
+    #[schema(value_type = RewardFigures)]
     pub rewards: RewardMetrics,
+}
+
+/// Rewards of a preference job, as [`RewardMetrics`] writes them; for the schema.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "only its schema is used")]
+struct RewardFigures {
+    train_reward_accuracy: Option<f64>,
+    train_chosen_reward: Option<f64>,
+    train_rejected_reward: Option<f64>,
+    train_reward_margin: Option<f64>,
+    valid_reward_accuracy: Option<f64>,
+    valid_reward_margin: Option<f64>,
+    full_valid_reward_accuracy: Option<f64>,
+    full_valid_reward_margin: Option<f64>,
 }

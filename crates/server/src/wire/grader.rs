@@ -8,31 +8,33 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::completion::Usage;
+use super::shape::FreeObject;
+use super::shape::grader::Grader;
 
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ValidateGrader {
     /// A `string_check`, `text_similarity`, `score_model`, `label_model`, `python` or `multi` grader.
-    #[schema(value_type = Object)]
+    #[schema(value_type = Grader)]
     pub grader: Value,
 }
 
 /// The definition in one form, its name filled in.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct ValidatedGrader {
-    #[schema(value_type = Object)]
+    #[schema(value_type = Grader)]
     pub grader: Value,
 }
 
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RunGrader {
-    #[schema(value_type = Object)]
+    #[schema(value_type = Grader)]
     pub grader: Value,
     /// What a model has answered; `sample.output_json` too where it is JSON.
     pub model_sample: String,
     /// What templates read as `item`.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<FreeObject>)]
     pub item: Option<Value>,
 }
 
@@ -42,7 +44,7 @@ pub(crate) struct GraderRun {
     pub reward: f64,
     pub metadata: GraderMetadata,
     /// Of a multi grader, by the keys of its parts.
-    #[schema(value_type = Object)]
+    #[schema(value_type = BTreeMap<String, f64>)]
     pub sub_rewards: Map<String, Value>,
     pub model_grader_token_usage_per_model: BTreeMap<String, TokenUsage>,
 }
@@ -54,7 +56,7 @@ pub(crate) struct GraderMetadata {
     pub errors: GraderErrors,
     /// Seconds.
     pub execution_time: f64,
-    #[schema(value_type = Object)]
+    #[schema(value_type = FreeObject)]
     pub scores: Map<String, Value>,
     /// All tokens of all models; null where none was asked.
     pub token_usage: Option<u64>,
@@ -62,7 +64,7 @@ pub(crate) struct GraderMetadata {
     /// Whether the reward passes, where the definition says what passes. An extension of this server's.
     pub passed: Option<bool>,
     /// What a judge was asked and what it answered. An extension of this server's.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<FreeObject>)]
     pub sample: Option<Value>,
 }
 

@@ -13,6 +13,7 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::list::Identified;
+use super::shape::{FreeObject, job as shape};
 
 /// `POST /fine_tuning/jobs`.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -23,87 +24,46 @@ pub(crate) struct CreateJob {
     /// A file of purpose `fine-tune`.
     pub training_file: String,
     pub validation_file: Option<String>,
-    /// At most 64 characters; part of the tuned model's name.
+    /// Part of the tuned model's name.
+    #[schema(max_length = 64)]
     pub suffix: Option<String>,
-    /// 0 to 2147483647; drawn and shown when absent.
+    /// Drawn and shown when absent.
+    #[schema(minimum = 0, maximum = 2147483647)]
     pub seed: Option<i64>,
+    #[schema(value_type = Option<shape::Method>)]
     pub method: Option<Method>,
     /// The older place of the method's hyperparameters; `method` wins over it.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<shape::SupervisedHyperparameters>)]
     pub hyperparameters: Option<Value>,
     /// At most 5: `{"type": "wandb", "wandb": {"project": …, "name": …, "entity": …, "tags": […]}}`. Shown with
     /// the job; this server sends nothing to Weights & Biases by itself.
-    #[schema(value_type = Option<Vec<Object>>)]
+    #[schema(value_type = Option<Vec<shape::Integration>>, max_items = 5)]
     pub integrations: Option<Value>,
     pub metadata: Option<BTreeMap<String, String>>,
     /// What this server can set beyond OpenAI's hyperparameters.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<super::shape::options::TrainingOptions>)]
     pub finetuned: Option<TrainingOptions>,
     /// Sent by Azure's clients; without meaning here.
     #[serde(rename = "trainingType")]
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<Value>)]
     #[expect(dead_code, reason = "accepted, so that it is no unknown field")]
     pub training_type: Option<Value>,
 }
 
 /// A training method. Blocks that do not match `type` are ignored, as OpenAI's service ignores
 /// them.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Deserialize)]
 pub(crate) struct Method {
     /// `supervised` or `dpo`; `reinforcement` is checked, and answered with an error.
     pub r#type: String,
     /// Read when `type` is `supervised`: `{"hyperparameters": {…}}`.
-    #[schema(value_type = Option<Object>)]
     pub supervised: Option<Value>,
     /// Read when `type` is `dpo`: `{"hyperparameters": {…}}`.
-    #[schema(value_type = Option<DpoBlock>)]
     pub dpo: Option<Value>,
     /// Read when `type` is `reinforcement`: `{"grader": {…}, "hyperparameters": {…}, "response_format": {…}}`.
-    #[schema(value_type = Option<Object>)]
     pub reinforcement: Option<Value>,
     /// Belongs into the block of the method, and is refused here.
-    #[schema(ignore)]
     pub hyperparameters: Option<Value>,
-}
-
-/// What `method.dpo` may hold; for the schema, because errors name the field that is wrong.
-#[derive(ToSchema)]
-#[expect(dead_code, reason = "only its schema is used")]
-pub(crate) struct DpoBlock {
-    pub hyperparameters: Option<DpoHyperparameters>,
-}
-
-/// OpenAI's four, each a number or `auto`, and this server's extensions.
-#[derive(ToSchema)]
-#[expect(dead_code, reason = "only its schema is used")]
-pub(crate) struct DpoHyperparameters {
-    /// 1 to 50, or `auto`.
-    #[schema(value_type = Option<Object>)]
-    pub n_epochs: Option<Value>,
-    /// Pairs per step, 1 to 256, or `auto`.
-    #[schema(value_type = Option<Object>)]
-    pub batch_size: Option<Value>,
-    /// Above 0, or `auto`.
-    #[schema(value_type = Option<Object>)]
-    pub learning_rate_multiplier: Option<Value>,
-    /// Above 0 and at most 2 (`simpo`: at most 10), or `auto`: 0.1 (`simpo`: 2).
-    #[schema(value_type = Option<Object>)]
-    pub beta: Option<Value>,
-    /// Extension: `sigmoid` (the default), `ipo`, `hinge`, `orpo`, `simpo`, `reward` (a reward model), or `kto`,
-    /// whose rows are `{"input": …, "completion": …, "label": true}`.
-    pub loss_type: Option<String>,
-    /// Extension, for `sigmoid` and `simpo`: the share of pairs that may be labelled the wrong way round, from
-    /// 0 to below 0.5.
-    pub label_smoothing: Option<f64>,
-    /// Extension, for `simpo` and `reward`: the margin that the preferred answer must win by, from 0 to 10; 1 by
-    /// default (`reward`: 0).
-    pub gamma: Option<f64>,
-    /// Extension, for `kto`: how much good answers count; 1 by default.
-    pub desirable_weight: Option<f64>,
-    /// Extension, for `kto`: how much bad answers count; 1 by default.
-    pub undesirable_weight: Option<f64>,
-    /// Extension, for `reward`: how much scores are drawn towards 0, from 0 to below 1; 0 by default.
-    pub center_coefficient: Option<f64>,
 }
 
 /// `POST /fine_tuning/jobs/{id}`, an extension.
@@ -141,25 +101,25 @@ pub(crate) struct Job {
     pub status: &'static str,
     pub validation_file: Option<String>,
     pub training_file: String,
-    #[schema(value_type = Object)]
+    #[schema(value_type = shape::ShownHyperparameters)]
     pub hyperparameters: Hyperparameters,
     pub trained_tokens: Option<u64>,
     pub error: Option<JobError>,
     pub user_provided_suffix: Option<String>,
     pub seed: i64,
     pub estimated_finish: Option<i64>,
-    #[schema(value_type = Vec<Object>)]
+    #[schema(value_type = Vec<shape::Integration>)]
     pub integrations: Value,
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<BTreeMap<String, String>>)]
     pub metadata: Option<Value>,
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<FreeObject>)]
     pub usage_metrics: Option<Value>,
     pub shared_with_openai: bool,
-    #[schema(value_type = Object)]
+    #[schema(value_type = shape::Method)]
     pub method: Value,
     /// What this server resolved beyond OpenAI's hyperparameters, once the files are validated; and what a job
     /// that does not run waits for.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<super::shape::options::ShownOptions>)]
     pub finetuned: Option<Ours>,
 }
 

@@ -9,6 +9,7 @@ use super::list::Identified;
 #[serde(deny_unknown_fields)]
 pub(crate) struct CreatePermissions {
     /// The projects that may use the model.
+    #[schema(min_items = 1, max_items = 100)]
     pub project_ids: Vec<String>,
 }
 

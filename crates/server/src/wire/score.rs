@@ -5,6 +5,7 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::completion::Usage;
+use super::shape::message::{Message, Tool};
 
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -12,9 +13,9 @@ pub(crate) struct CreateScore {
     /// A reward model: the result of a job with `loss_type` `reward`, or one of its checkpoints.
     pub model: String,
     /// A whole conversation; its last message is the answer to be scored.
-    #[schema(value_type = Vec<Object>)]
+    #[schema(value_type = Vec<Message>, min_items = 1)]
     pub messages: Vec<Value>,
-    #[schema(value_type = Option<Vec<Object>>)]
+    #[schema(value_type = Option<Vec<Tool>>)]
     pub tools: Option<Vec<Value>>,
 }
 

@@ -6,14 +6,16 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
+use super::completion::Completion;
 use super::list::Identified;
+use super::shape::message::Message;
 
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct StoredCompletion {
     #[serde(skip)]
     pub id: String,
     #[serde(flatten)]
-    #[schema(value_type = Object)]
+    #[schema(value_type = Completion)]
     pub fields: Map<String, Value>,
 }
 
@@ -28,7 +30,7 @@ pub(crate) struct StoredMessage {
     /// The completion's id and the message's number.
     pub id: String,
     #[serde(flatten)]
-    #[schema(value_type = Object)]
+    #[schema(value_type = Message)]
     pub fields: Map<String, Value>,
 }
 
@@ -41,6 +43,6 @@ impl Identified for StoredMessage {
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct UpdateCompletion {
-    #[schema(value_type = Object)]
+    #[schema(value_type = BTreeMap<String, String>)]
     pub metadata: Option<BTreeMap<String, String>>,
 }

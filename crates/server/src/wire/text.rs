@@ -8,32 +8,39 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::completion::{StreamOptions, Usage};
+use super::shape::Texts;
+use super::shape::message::Prompt;
 
 #[derive(Debug, Clone, Default, Deserialize, ToSchema)]
 pub(crate) struct CreateText {
     pub model: String,
     /// A text, several, token ids, or several lists of them.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<Prompt>)]
     pub prompt: Option<Value>,
     /// 16 by default.
     pub max_tokens: Option<i64>,
+    #[schema(minimum = 0, maximum = 2)]
     pub temperature: Option<f64>,
+    #[schema(minimum = 0, maximum = 1)]
     pub top_p: Option<f64>,
+    #[schema(minimum = 1, maximum = 128)]
     pub n: Option<i64>,
     /// Generate so many, 0 to 20, and answer with the `n` of them that are most probable per token.
+    #[schema(minimum = 0, maximum = 20)]
     pub best_of: Option<i64>,
     /// Answer with the prompt before the completion.
     pub echo: Option<bool>,
-    /// 0 to 5.
+    #[schema(minimum = 0, maximum = 5)]
     pub logprobs: Option<i64>,
     /// Text behind the completion: not supported.
     pub suffix: Option<String>,
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<Texts>)]
     pub stop: Option<Value>,
     pub seed: Option<i64>,
+    #[schema(minimum = -2, maximum = 2)]
     pub frequency_penalty: Option<f64>,
+    #[schema(minimum = -2, maximum = 2)]
     pub presence_penalty: Option<f64>,
-    #[schema(value_type = Option<Object>)]
     pub logit_bias: Option<BTreeMap<String, f64>>,
     pub stream: Option<bool>,
     pub stream_options: Option<StreamOptions>,
@@ -70,7 +77,7 @@ pub(crate) struct TextLogprobs {
     /// Null for the first token of a prompt.
     pub token_logprobs: Vec<Option<f64>>,
     /// Null without alternatives.
-    #[schema(value_type = Option<Vec<Object>>)]
+    #[schema(value_type = Option<Vec<Option<BTreeMap<String, f64>>>>)]
     pub top_logprobs: Option<Vec<Option<BTreeMap<String, f64>>>>,
     /// Where each token begins, in characters.
     pub text_offset: Vec<u32>,

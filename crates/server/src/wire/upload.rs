@@ -9,12 +9,15 @@ use super::file::File;
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct CreateUpload {
+    #[schema(min_length = 1, max_length = 1024)]
     pub filename: String,
-    /// `fine-tune` for training files.
+    /// `assistants`, `batch`, `fine-tune`, `vision`, `user_data` or `evals`.
     pub purpose: String,
     /// Size of the whole content.
+    #[schema(minimum = 0)]
     pub bytes: i64,
     /// Free text.
+    #[schema(max_length = 255)]
     pub mime_type: String,
     pub expires_after: Option<ExpiresAfter>,
 }
@@ -23,9 +26,9 @@ pub(crate) struct CreateUpload {
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ExpiresAfter {
-    /// Only `created_at`.
+    /// Always `created_at`.
     pub anchor: String,
-    /// 3600 to 2592000.
+    #[schema(minimum = 3600, maximum = 2592000)]
     pub seconds: i64,
 }
 

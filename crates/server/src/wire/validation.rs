@@ -6,6 +6,8 @@ use utoipa::ToSchema;
 
 use super::estimate::MemoryEstimate;
 use super::job::Resolved;
+use super::shape::FreeObject;
+use super::shape::options::ShownOptions;
 
 /// What a job with this request would meet. Nothing is created.
 #[derive(Debug, Serialize, ToSchema)]
@@ -21,13 +23,13 @@ pub(crate) struct JobValidation {
     pub model: Option<String>,
     pub method: Option<&'static str>,
     /// Resolved as the job's would be; null unless the files are good.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<FreeObject>)]
     pub hyperparameters: Option<Value>,
     /// What a job shows under this name.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<ShownOptions>)]
     pub finetuned: Option<Resolved>,
     /// Counts, tokens and truncated rows, by file.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<FreeObject>)]
     pub dataset: Option<Value>,
     /// Optimizer steps of all epochs.
     pub steps: Option<u64>,
@@ -57,5 +59,6 @@ pub(crate) struct Problem {
     pub remedy: &'static str,
     /// Of a warning about several rows: all of them, the first thousand.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<u64>>)]
     pub lines: Option<Value>,
 }
