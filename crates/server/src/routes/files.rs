@@ -149,7 +149,8 @@ pub(crate) struct Format {
 /// this one, unless `format=csv` asks for the plain text. Ranges are served for everything plain.
 #[utoipa::path(get, path = "/files/{file_id}/content", tag = "Files",
     operation_id = "downloadFile",
-    params(("file_id" = String, Path), ("format" = Option<String>, Query, description = "`csv` for a result file as plain text."),
+    params(("file_id" = String, Path), ("format" = Option<String>, Query,
+        description = "With `csv`, a result file is plain text."),
         ("Range" = Option<String>, Header, description = "One range of bytes.")),
     responses((status = 200, content_type = "application/octet-stream", body = Vec<u8>),
         (status = 206, content_type = "application/octet-stream", body = Vec<u8>),
