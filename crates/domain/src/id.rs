@@ -108,6 +108,12 @@ ids! {
     OutputItemId = "outputitem_";
     /// One completion of a text.
     TextCompletionId = "cmpl-";
+    /// A webhook endpoint: where a project wants to hear of events.
+    WebhookEndpointId = "whe_";
+    /// An event as webhooks tell it.
+    WebhookEventId = "evt_";
+    /// The delivery of an event to an endpoint.
+    WebhookDeliveryId = "whd_";
 }
 
 /// The name under which a model answers: a base model's (`smollm2-135m-instruct`), a tuned model's

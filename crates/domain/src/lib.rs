@@ -16,7 +16,8 @@ pub mod report;
 pub use hyperparameters::{Auto, Hyperparameters, LoraRequest, TrainingOptions};
 pub use id::{
     ApiKeyId, CheckpointId, EvalId, EvalRunId, EventId, FileId, JobId, ModelId, OrganizationId,
-    OutputItemId, PartId, PermissionId, ProjectId, RequestId, UploadId,
+    OutputItemId, PartId, PermissionId, ProjectId, RequestId, UploadId, WebhookDeliveryId,
+    WebhookEndpointId, WebhookEventId,
 };
 pub use job::{JobStatus, MethodType};
 pub use plan::TrainingPlan;

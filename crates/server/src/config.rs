@@ -1,4 +1,4 @@
-//! The `[server]` and `[graders]` sections of the configuration.
+//! The `[server]`, `[graders]` and `[webhooks]` sections of the configuration.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -74,6 +74,9 @@ pub struct Config {
     /// The section `[graders]`, put here likewise.
     #[serde(skip)]
     pub graders: GradersConfig,
+    /// The section `[webhooks]`, put here likewise.
+    #[serde(skip)]
+    pub webhooks: WebhooksConfig,
 }
 
 /// Section `[graders]`.
@@ -96,6 +99,48 @@ pub struct GradersConfig {
     /// Python graders.
     #[serde(skip)]
     pub launcher: Option<PathBuf>,
+}
+
+/// Section `[webhooks]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct WebhooksConfig {
+    /// The pauses after the first, second, … failed attempt; after one more the delivery has failed.
+    pub retries: Vec<Pause>,
+    /// How long a receiver may take to answer.
+    #[serde(with = "humantime_serde")]
+    pub timeout: Duration,
+    /// Names, addresses and networks that may be reached although they are not public. Plain `http://` is for names
+    /// and addresses that stand here.
+    pub allow: Vec<String>,
+    /// Requests of one server at once, at most one of them to an endpoint.
+    pub at_once: usize,
+    /// Endpoints of a project.
+    pub max_endpoints: u32,
+    /// How long the log shows a delivery that has ended.
+    #[serde(with = "humantime_serde")]
+    pub log_retention: Duration,
+}
+
+/// A span of time within a list.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(transparent)]
+pub struct Pause(#[serde(with = "humantime_serde")] pub Duration);
+
+impl Default for WebhooksConfig {
+    fn default() -> Self {
+        const HOUR: u64 = 3600;
+        let seconds =
+            [5, 300, 1800, 2 * HOUR, 5 * HOUR, 10 * HOUR, 14 * HOUR, 20 * HOUR, 24 * HOUR];
+        Self {
+            retries: seconds.map(|seconds| Pause(Duration::from_secs(seconds))).to_vec(),
+            timeout: Duration::from_secs(20),
+            allow: Vec::new(),
+            at_once: 16,
+            max_endpoints: 20,
+            log_retention: Duration::from_secs(30 * 24 * 3600),
+        }
+    }
 }
 
 impl Default for GradersConfig {
@@ -139,6 +184,7 @@ impl Default for Config {
             training: TrainingOptions::default(),
             lease: LeaseConfig::default(),
             graders: GradersConfig::default(),
+            webhooks: WebhooksConfig::default(),
         }
     }
 }

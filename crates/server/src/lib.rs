@@ -9,6 +9,7 @@ mod base64_text;
 mod config;
 mod convert;
 mod describe;
+mod egress;
 mod error;
 mod evals;
 mod extract;
@@ -37,6 +38,7 @@ mod start;
 mod state;
 mod tuning;
 mod upload_turns;
+mod webhooks;
 pub mod weights;
 mod wire;
 
@@ -46,8 +48,9 @@ use store::Store;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-pub use config::{Config, GradersConfig};
+pub use config::{Config, GradersConfig, Pause, WebhooksConfig};
 
+use crate::egress::Egress;
 use crate::state::AppState;
 
 /// Why a server cannot start.
@@ -62,7 +65,7 @@ pub enum Error {
 /// `config.drain_timeout`. The store's migrations must have been applied.
 ///
 /// # Errors
-/// When the operator's training defaults cannot be used.
+/// When the operator's training defaults or list of allowed addresses cannot be used.
 pub async fn serve(
     config: Config,
     store: Store,
@@ -71,8 +74,10 @@ pub async fn serve(
 ) -> Result<(), Error> {
     hyperparameters::check_options(&config.training, "training")
         .map_err(|error| Error::Config(error.to_string()))?;
+    let egress = Egress::new(&config.webhooks.allow, config.webhooks.timeout)
+        .map_err(|error| Error::Config(format!("webhooks.allow: {error}")))?;
     let stop_accepting = CancellationToken::new();
-    let state = AppState::new(config.clone(), store, shutdown.clone());
+    let state = AppState::new(config.clone(), store, egress, shutdown.clone());
     let mut lanes = lanes::spawn(&state);
     grading::prepare(&state);
     let router = router::router(state);

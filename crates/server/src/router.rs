@@ -18,7 +18,7 @@ use crate::internal;
 use crate::observe::{after_panic, observe};
 use crate::routes::{
     completions, estimate, evals, files, graders, health, jobs, models, permissions, scores,
-    stored, texts, uploads, validation,
+    stored, texts, uploads, validation, webhooks,
 };
 use crate::state::AppState;
 
@@ -61,6 +61,13 @@ fn api() -> OpenApiRouter<AppState> {
         .routes(routes!(stored::retrieve, stored::update, stored::delete))
         .routes(routes!(stored::messages))
         .routes(routes!(texts::create))
+        .routes(routes!(webhooks::create, webhooks::list))
+        .routes(routes!(webhooks::retrieve, webhooks::update, webhooks::delete))
+        .routes(routes!(webhooks::rotate_secret))
+        .routes(routes!(webhooks::test))
+        .routes(routes!(webhooks::event_types))
+        .routes(routes!(webhooks::list_deliveries))
+        .routes(routes!(webhooks::redeliver))
 }
 
 /// The public routes and their description.

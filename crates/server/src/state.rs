@@ -9,6 +9,7 @@ use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
+use crate::egress::Egress;
 use crate::follow::Hub;
 use crate::grading::Interpreters;
 use crate::inference::broker::Broker;
@@ -23,6 +24,8 @@ pub(crate) struct Inner {
     pub config: Config,
     pub store: Store,
     pub broker: Broker,
+    /// Requests to addresses that users have named.
+    pub egress: Egress,
     pub upload_turns: UploadTurns,
     pub interpreters: Interpreters,
     pub wake: Wake,
@@ -47,10 +50,17 @@ pub(crate) struct Wake {
     pub claim: Notify,
     /// A run of an evaluation may have become claimable.
     pub evals: Notify,
+    /// A webhook is to be sent at once.
+    pub webhooks: Notify,
 }
 
 impl AppState {
-    pub(crate) fn new(config: Config, store: Store, stopping: CancellationToken) -> Self {
+    pub(crate) fn new(
+        config: Config,
+        store: Store,
+        egress: Egress,
+        stopping: CancellationToken,
+    ) -> Self {
         let broker = Broker::new(config.max_inference_requests);
         let checks = Semaphore::new(config.validations.max(1));
         let (wake, follow, models) = (Wake::default(), Hub::default(), Models::default());
@@ -60,6 +70,7 @@ impl AppState {
             config,
             store,
             broker,
+            egress,
             upload_turns: UploadTurns::default(),
             interpreters,
             wake,

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use domain::{EvalRunId, JobId, JobStatus};
+use domain::{EvalRunId, JobId, JobStatus, WebhookEndpointId};
 
 use crate::uploads::UploadRefusal;
 
@@ -141,6 +141,12 @@ pub enum Conflict {
     BaseIsShared(String),
     #[error("{0} already exists with different content.")]
     Exists(String),
+    #[error(
+        "The project has {0} webhook endpoints, which is the most that it may have. Delete one first."
+    )]
+    TooManyWebhookEndpoints(u32),
+    #[error("Webhook endpoint {endpoint} is disabled: {reason} Set its url to enable it again.")]
+    WebhookDisabled { endpoint: WebhookEndpointId, reason: String },
     #[error("reports from number {expected} on are expected, got {got}")]
     ReportGap { expected: u64, got: u64 },
     #[error("{0}")]

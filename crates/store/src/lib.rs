@@ -26,6 +26,7 @@
 //! | [`reaper`] | takes runs back from silent workers; `tick` it every `lease.reap_every` |
 //! | [`events`], [`checkpoints`] | lists; following a job; metrics per step |
 //! | [`evals`] | evaluations, their runs and output items; claims of runs |
+//! | [`webhooks`] | endpoints that hear of events; their deliveries, claims of these, and the log |
 //! | [`garbage`] | `collect` removes blobs that nothing refers to; call it every few seconds |
 //! | [`blob`] | [`BlobKey`], streams in and out |
 //! | `testing` | with the feature of that name: a scratch database and folder for tests |
@@ -76,6 +77,7 @@ pub mod reaper;
 pub mod testing;
 pub mod uploads;
 pub mod waiting;
+pub mod webhooks;
 
 use std::time::Duration;
 

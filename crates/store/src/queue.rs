@@ -56,6 +56,7 @@ use crate::files::{self, FileRow};
 use crate::jobs::{self, JobError, JobRow};
 use crate::messages;
 use crate::text;
+use crate::webhooks::outbox::{self, Subject};
 
 /// So many bad ends in a row without a new checkpoint, and the job fails.
 pub(crate) const CRASH_BUDGET: i32 = 5;
@@ -225,16 +226,8 @@ async fn settle(
             .execute(&mut *tx)
             .await?;
     }
-    sqlx::query(
-        "insert into outbox (id, project_id, job_id, type, payload) values ($1, $2, $3, $4, $5)",
-    )
-    .bind(format!("evt_{}", Uuid::now_v7().simple()))
-    .bind(&held.project_id)
-    .bind(&held.id)
-    .bind(format!("fine_tuning.job.{next}"))
-    .bind(json!({ "id": held.id }))
-    .execute(&mut *tx)
-    .await?;
+    let kind = format!("fine_tuning.job.{next}");
+    outbox::announce(tx, &held.project_id, &kind, Subject::Job(&held.id)).await?;
     retention::drop_unneeded(tx, held, retention::Need::NoRun).await
 }
 

@@ -56,6 +56,7 @@ pub fn server_config(config: &Config) -> server::Config {
             launcher: Some("/proc/self/exe".into()),
             ..config.graders.clone()
         },
+        webhooks: config.webhooks.clone(),
         ..config.server.clone()
     }
 }

@@ -32,6 +32,22 @@ fn parse<T: DeserializeOwned>(bytes: &Bytes) -> Result<T, ApiError> {
     })
 }
 
+/// The same where every field may be left out, and so the whole body.
+pub(crate) struct JsonOrNothing<T>(pub T);
+
+impl<T: DeserializeOwned + Default> FromRequest<AppState> for JsonOrNothing<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
+        let limit = state.config.max_json_bytes.as_u64() as usize;
+        let bytes = body::collect(request.into_body(), limit).await?;
+        match bytes.iter().all(u8::is_ascii_whitespace) {
+            true => Ok(Self(T::default())),
+            false => parse(&bytes).map(Self),
+        }
+    }
+}
+
 /// A JSON object of any shape, whose fields the handler reads.
 pub(crate) struct JsonObject(pub Value);
 

@@ -9,6 +9,6 @@ pub(crate) mod path;
 pub(crate) mod upload;
 
 pub(crate) use auth::{Caller, Worker};
-pub(crate) use json::{Json, JsonObject};
+pub(crate) use json::{Json, JsonObject, JsonOrNothing};
 pub(crate) use page::{Filters, Flag, Page};
 pub(crate) use path::{Id, Ids, Segments};

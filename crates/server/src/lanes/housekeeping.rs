@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use domain::JobStatus;
 use store::reaper::Reaper;
+use store::webhooks::outbox;
 use store::{completions, garbage, idempotency};
 use tokio::time::MissedTickBehavior;
 
@@ -45,6 +46,10 @@ pub(crate) async fn collect_garbage(state: AppState) {
         let age = state.config.completion_retention;
         if let Err(error) = completions::expire(&state.store.db, age).await {
             warn("removing old completions failed", &error);
+        }
+        let age = state.config.webhooks.log_retention;
+        if let Err(error) = outbox::expire(&state.store.db, age).await {
+            warn("removing old webhooks failed", &error);
         }
     }
 }

@@ -8,6 +8,7 @@ mod housekeeping;
 pub(crate) mod models;
 pub(crate) mod notes;
 mod validator;
+mod webhooks;
 
 use tokio::task::JoinSet;
 
@@ -24,6 +25,7 @@ pub(crate) fn spawn(state: &AppState) -> JoinSet<()> {
         lanes.spawn(evals::run(state.clone()));
     }
     lanes.spawn(state.models.clone().preload(state.clone()));
+    lanes.spawn(webhooks::run(state.clone()));
     lanes.spawn(follow::run(state.clone()));
     lanes.spawn(housekeeping::reap(state.clone()));
     lanes.spawn(housekeeping::collect_garbage(state.clone()));

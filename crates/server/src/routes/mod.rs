@@ -14,3 +14,4 @@ pub(crate) mod stored;
 pub(crate) mod texts;
 pub(crate) mod uploads;
 pub(crate) mod validation;
+pub(crate) mod webhooks;

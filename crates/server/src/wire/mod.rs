@@ -19,3 +19,4 @@ pub(crate) mod stored;
 pub(crate) mod text;
 pub(crate) mod upload;
 pub(crate) mod validation;
+pub(crate) mod webhook;

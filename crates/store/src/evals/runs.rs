@@ -16,6 +16,7 @@ use crate::error::{Conflict, Error, Result};
 use crate::page::{Page, PageQuery};
 use crate::projects::Project;
 use crate::text;
+use crate::webhooks::outbox::{self, Subject};
 
 /// The API's own words. OpenAI spells `canceled` here with one l.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -357,20 +358,9 @@ pub(super) async fn end(
         .ok_or(Error::LeaseLost)?;
         (RunRecord::from_row(&row)?, sqlx::Row::try_get(&row, "project_id")?)
     };
-    announce(tx, &project, id, status).await?;
-    Ok(record.into())
-}
-
-/// The place where the end of a run becomes a message to the outside, in the transaction that ends it.
-async fn announce(
-    _tx: &mut PgConnection,
-    project: &str,
-    run: &str,
-    status: RunStatus,
-) -> Result<()> {
     let kind = format!("eval.run.{}", status.event_word());
-    tracing::debug!(project, eval.run = run, kind, "an eval run has ended");
-    Ok(())
+    outbox::announce(tx, &project, &kind, Subject::EvalRun(id)).await?;
+    Ok(record.into())
 }
 
 /// Removes a run and all that it recorded. One that goes on loses its claim.

@@ -11,3 +11,4 @@ mod runs;
 mod schema;
 mod transitions;
 mod uploads;
+mod webhooks;

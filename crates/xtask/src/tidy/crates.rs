@@ -31,7 +31,7 @@ const RESTRICTED: [(&str, &[&str]); 10] = [
     ("utoipa", &["server"]),
     ("utoipa-axum", &["server"]),
     ("tokio", &["cli", "server", "worker", "store"]),
-    ("reqwest", &["cli", "store", "worker"]),
+    ("reqwest", &["cli", "server", "store", "worker"]),
     ("anyhow", &["cli", "engine"]),
 ];
 
