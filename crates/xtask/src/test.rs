@@ -34,7 +34,8 @@ impl Part {
 pub fn run(workspace: &Workspace, sdk_only: bool) -> Result<ExitCode> {
     let mut parts = vec![part("set-up", || {
         setup::run(workspace, false)?;
-        setup::s3(workspace)
+        setup::s3(workspace)?;
+        setup::node(workspace)
     })];
     if parts[0].passed() {
         parts.push(part("build", || build(workspace)));
@@ -108,6 +109,7 @@ fn sdk_tests(workspace: &Workspace) -> Result {
         .env("FINETUNED_BIN", binaries.join("finetuned"))
         .env("FINETUNED_TEST_MODELS", workspace.models())
         .env("FINETUNED_TEST_S3", workspace.deps().join("s3"))
+        .env("FINETUNED_TEST_NODE", workspace.deps().join("node"))
         .env("LIBTORCH", workspace.libtorch());
     prepare(&mut pytest);
     run::in_view("OpenAI SDK tests", &mut pytest, SDK_LIMIT)

@@ -7,6 +7,7 @@
 mod base_model;
 mod cuda_kernels;
 mod libtorch;
+mod node;
 mod packages;
 mod postgres;
 mod python;
@@ -35,6 +36,12 @@ pub fn run(workspace: &Workspace, cuda: bool) -> Result {
     base_model::install(workspace)?;
     postgres::install(workspace)?;
     python::install(workspace, "python", "OpenAI SDK and pytest", 65)
+}
+
+/// OpenAI's client for Node.js, for its test only.
+pub fn node(workspace: &Workspace) -> Result {
+    let _lock = lock(workspace)?;
+    node::install(workspace)
 }
 
 /// A real S3 server, for the storage tests only.
