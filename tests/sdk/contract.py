@@ -85,7 +85,7 @@ class Recorder:
             answer = upstream.getresponse()
             handler.send_response(answer.status)
             for name, value in answer.getheaders():
-                if name.lower() not in HOP:
+                if name.lower() not in HOP - {"content-length"}:
                     handler.send_header(name, value)
             handler.send_header("connection", "close")
             handler.end_headers()

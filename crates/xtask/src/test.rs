@@ -35,7 +35,8 @@ pub fn run(workspace: &Workspace, sdk_only: bool) -> Result<ExitCode> {
     let mut parts = vec![part("set-up", || {
         setup::run(workspace, false)?;
         setup::s3(workspace)?;
-        setup::node(workspace)
+        setup::node(workspace)?;
+        setup::schemathesis(workspace)
     })];
     if parts[0].passed() {
         parts.push(part("build", || build(workspace)));
@@ -110,6 +111,7 @@ fn sdk_tests(workspace: &Workspace) -> Result {
         .env("FINETUNED_TEST_MODELS", workspace.models())
         .env("FINETUNED_TEST_S3", workspace.deps().join("s3"))
         .env("FINETUNED_TEST_NODE", workspace.deps().join("node"))
+        .env("FINETUNED_TEST_SCHEMATHESIS", workspace.deps().join("schemathesis"))
         .env("LIBTORCH", workspace.libtorch());
     prepare(&mut pytest);
     run::in_view("OpenAI SDK tests", &mut pytest, SDK_LIMIT)

@@ -44,6 +44,12 @@ pub fn node(workspace: &Workspace) -> Result {
     node::install(workspace)
 }
 
+/// Schemathesis, for its test only.
+pub fn schemathesis(workspace: &Workspace) -> Result {
+    let _lock = lock(workspace)?;
+    python::install(workspace, "schemathesis", "schemathesis", 110)
+}
+
 /// A real S3 server, for the storage tests only.
 pub fn s3(workspace: &Workspace) -> Result {
     let _lock = lock(workspace)?;
