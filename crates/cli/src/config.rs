@@ -29,6 +29,7 @@ pub struct Config {
     pub worker: worker::Config,
     pub lease: LeaseConfig,
     pub training: TrainingOptions,
+    pub limits: server::LimitsConfig,
     pub graders: server::GradersConfig,
     pub webhooks: server::WebhooksConfig,
     pub up: Up,

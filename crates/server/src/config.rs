@@ -1,4 +1,4 @@
-//! The `[server]`, `[graders]` and `[webhooks]` sections of the configuration.
+//! The `[server]`, `[limits]`, `[graders]` and `[webhooks]` sections of the configuration.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -71,12 +71,37 @@ pub struct Config {
     /// The section `[lease]`, put here likewise.
     #[serde(skip)]
     pub lease: LeaseConfig,
+    /// The section `[limits]`, put here likewise.
+    #[serde(skip)]
+    pub limits: LimitsConfig,
     /// The section `[graders]`, put here likewise.
     #[serde(skip)]
     pub graders: GradersConfig,
     /// The section `[webhooks]`, put here likewise.
     #[serde(skip)]
     pub webhooks: WebhooksConfig,
+}
+
+/// Section `[limits]`: of each project, in each server process. 0 is no limit.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LimitsConfig {
+    /// Requests for chat or text completions, or scores.
+    pub requests_per_minute: u64,
+    /// Their tokens, of prompts and answers.
+    pub tokens_per_minute: u64,
+    /// All other requests.
+    pub other_requests_per_minute: u64,
+}
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        Self {
+            requests_per_minute: 30_000,
+            tokens_per_minute: 150_000_000,
+            other_requests_per_minute: 30_000,
+        }
+    }
 }
 
 /// Section `[graders]`.
@@ -183,6 +208,7 @@ impl Default for Config {
             eval_items_at_once: 8,
             training: TrainingOptions::default(),
             lease: LeaseConfig::default(),
+            limits: LimitsConfig::default(),
             graders: GradersConfig::default(),
             webhooks: WebhooksConfig::default(),
         }

@@ -4,11 +4,17 @@
 //! What a client reads is the `Display` text; what went wrong inside is logged once, here, and
 //! never sent.
 
+use std::time::Duration;
+
 use axum::Json;
-use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
+use crate::limits::{Measure, Refusal};
 use crate::wire::error::{ErrorBody, ErrorEnvelope};
+
+const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
+const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
 pub(crate) type ApiResult<T> = Result<T, ApiError>;
 
@@ -67,6 +73,10 @@ pub(crate) enum ApiError {
     RequestTimeout,
     #[error("The range is outside the file, which has {0} bytes.")]
     RangeNotSatisfiable(u64),
+    #[error("The headers of the request are larger than the limit of {0} bytes, or more than {1}.")]
+    HeadTooLarge(usize, usize),
+    #[error("{0}")]
+    RateLimited(Refusal),
     /// Passing trouble; another try may succeed.
     #[error("{message}")]
     Unavailable { message: String, retry_after_seconds: u64 },
@@ -189,6 +199,16 @@ impl ApiError {
             Self::PayloadTooLarge(_) => shape(S::PAYLOAD_TOO_LARGE, INVALID, None, None),
             Self::RequestTimeout => shape(S::REQUEST_TIMEOUT, INVALID, None, None),
             Self::RangeNotSatisfiable(_) => shape(S::RANGE_NOT_SATISFIABLE, INVALID, None, None),
+            Self::HeadTooLarge(..) => {
+                shape(S::REQUEST_HEADER_FIELDS_TOO_LARGE, INVALID, None, None)
+            }
+            Self::RateLimited(refusal) => {
+                let kind = match refusal.measure {
+                    Measure::Requests => "requests",
+                    Measure::Tokens => "tokens",
+                };
+                shape(S::TOO_MANY_REQUESTS, kind, Some("rate_limit_exceeded"), None)
+            }
             Self::Unavailable { .. } => shape(S::SERVICE_UNAVAILABLE, "server_error", None, None),
             Self::Internal(_) => shape(S::INTERNAL_SERVER_ERROR, "server_error", None, None),
         }
@@ -219,23 +239,42 @@ impl IntoResponse for ApiError {
             tracing::error!(error = ErrorChain(source.as_ref()).to_string(), "request failed");
         }
         let mut response = (self.shape().status, Json(self.envelope())).into_response();
-        let extra: Option<(HeaderName, HeaderValue)> = match &self {
-            Self::Unavailable { retry_after_seconds, .. } => {
-                Some((header::RETRY_AFTER, HeaderValue::from(*retry_after_seconds)))
-            }
-            Self::RangeNotSatisfiable(total) => HeaderValue::from_str(&format!("bytes */{total}"))
-                .ok()
-                .map(|value| (header::CONTENT_RANGE, value)),
-            Self::MissingKey | Self::WrongKey(_) => {
-                Some((header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")))
-            }
-            _ => None,
-        };
-        if let Some((name, value)) = extra {
-            response.headers_mut().insert(name, value);
-        }
+        self.tell(response.headers_mut());
         response
     }
+}
+
+impl ApiError {
+    /// The headers that say what to do next.
+    fn tell(&self, headers: &mut HeaderMap) {
+        match self {
+            Self::Unavailable { retry_after_seconds, .. } => {
+                retry_after(headers, Duration::from_secs(*retry_after_seconds));
+            }
+            Self::RateLimited(Refusal { wait: Some(wait), .. }) => retry_after(headers, *wait),
+            // Clients try every 429 again by themselves.
+            Self::RateLimited(_) => {
+                headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
+            }
+            Self::RangeNotSatisfiable(total) => {
+                if let Ok(value) = HeaderValue::from_str(&format!("bytes */{total}")) {
+                    headers.insert(header::CONTENT_RANGE, value);
+                }
+            }
+            Self::MissingKey | Self::WrongKey(_) => {
+                headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Another try is right, after so long: in whole seconds for everybody, in milliseconds for those who read them.
+fn retry_after(headers: &mut HeaderMap, wait: Duration) {
+    let millis = u64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX).max(1);
+    headers.insert(header::RETRY_AFTER, HeaderValue::from(millis.div_ceil(1000)));
+    headers.insert(RETRY_AFTER_MS, HeaderValue::from(millis));
+    headers.insert(SHOULD_RETRY, HeaderValue::from_static("true"));
 }
 
 /// An error with all its causes, in one line.

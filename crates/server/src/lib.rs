@@ -17,11 +17,13 @@ mod faults;
 mod file_rules;
 mod follow;
 mod grading;
+mod heads;
 mod hyperparameters;
 mod inference;
 mod integrations;
 mod internal;
 mod lanes;
+mod limits;
 mod listen;
 mod method;
 mod observe;
@@ -48,7 +50,7 @@ use store::Store;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-pub use config::{Config, GradersConfig, Pause, WebhooksConfig};
+pub use config::{Config, GradersConfig, LimitsConfig, Pause, WebhooksConfig};
 
 use crate::egress::Egress;
 use crate::state::AppState;

@@ -18,10 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use crate::config::Config;
-
-/// Largest request head: headers and request line together.
-const MAX_HEAD_BYTES: usize = 64 * 1024;
-const MAX_HEADERS: usize = 100;
+use crate::heads::{MAX_HEAD_BYTES, MAX_HEADERS};
 
 /// Serves until `stop_accepting` fires, then gives open requests `drain_timeout` to finish.
 pub(crate) async fn run(
@@ -45,8 +42,9 @@ pub(crate) async fn run(
         let connection = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(config.header_timeout)
-            .max_buf_size(MAX_HEAD_BYTES)
-            .max_headers(MAX_HEADERS)
+            // Up to twice what is allowed is read, to be refused in words.
+            .max_buf_size(2 * MAX_HEAD_BYTES)
+            .max_headers(2 * MAX_HEADERS)
             .serve_connection(TokioIo::new(stream), service);
         let connection = graceful.watch(connection);
         tokio::spawn(async move {

@@ -2,10 +2,11 @@
 //! log line, and a 500 in the API's own shape when a handler panics.
 
 use std::any::Any;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use axum::extract::Request;
-use axum::http::{HeaderName, HeaderValue};
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use tracing::Instrument;
@@ -17,8 +18,25 @@ const CLIENT_REQUEST_ID: HeaderName = HeaderName::from_static("x-client-request-
 const PROCESSING_MS: HeaderName = HeaderName::from_static("openai-processing-ms");
 const VERSION: HeaderName = HeaderName::from_static("openai-version");
 
-pub(crate) async fn observe(request: Request, next: Next) -> Response {
+/// Headers of the answer to a request, for whoever learns on the way what they are. They are sent whatever the
+/// answer becomes.
+#[derive(Clone, Default)]
+pub(crate) struct Told(Arc<Mutex<HeaderMap>>);
+
+impl Told {
+    pub(crate) fn tell(&self, headers: HeaderMap) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend(headers);
+    }
+
+    fn take(&self) -> HeaderMap {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+pub(crate) async fn observe(mut request: Request, next: Next) -> Response {
     let started = Instant::now();
+    let told = Told::default();
+    request.extensions_mut().insert(told.clone());
     let id = incoming_id(&request).unwrap_or_else(new_id);
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
@@ -40,6 +58,7 @@ pub(crate) async fn observe(request: Request, next: Next) -> Response {
         }
     });
     let headers = response.headers_mut();
+    headers.extend(told.take());
     if let Ok(value) = HeaderValue::from_str(&id) {
         headers.insert(REQUEST_ID, value);
     }

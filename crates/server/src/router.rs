@@ -14,6 +14,7 @@ use utoipa_axum::routes;
 
 use crate::describe::{self, Description};
 use crate::error::ApiError;
+use crate::heads;
 use crate::internal;
 use crate::observe::{after_panic, observe};
 use crate::routes::{
@@ -97,6 +98,7 @@ pub(crate) fn router(state: AppState) -> Router {
         .layer(RequestBodyTimeoutLayer::new(body_idle_timeout))
         .nest("/internal/v1", internal::router(body_idle_timeout))
         .layer(CatchPanicLayer::custom(after_panic))
+        .layer(axum::middleware::from_fn(heads::fit))
         .layer(axum::middleware::from_fn(observe))
         .with_state(state)
 }

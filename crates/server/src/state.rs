@@ -14,6 +14,7 @@ use crate::follow::Hub;
 use crate::grading::Interpreters;
 use crate::inference::broker::Broker;
 use crate::lanes::models::Models;
+use crate::limits::Limits;
 use crate::outlook::Looks;
 use crate::upload_turns::UploadTurns;
 
@@ -26,6 +27,7 @@ pub(crate) struct Inner {
     pub broker: Broker,
     /// Requests to addresses that users have named.
     pub egress: Egress,
+    pub limits: Arc<Limits>,
     pub upload_turns: UploadTurns,
     pub interpreters: Interpreters,
     pub wake: Wake,
@@ -66,11 +68,13 @@ impl AppState {
         let (wake, follow, models) = (Wake::default(), Hub::default(), Models::default());
         let interpreters = Interpreters::new(&config.graders);
         let looks = Looks::default();
+        let limits = Arc::new(Limits::new(config.limits.clone()));
         Self(Arc::new(Inner {
             config,
             store,
             broker,
             egress,
+            limits,
             upload_turns: UploadTurns::default(),
             interpreters,
             wake,

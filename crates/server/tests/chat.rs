@@ -4,64 +4,15 @@ mod common;
 
 use std::time::Duration;
 
+use common::answering::{Answering, DONE, chat, take};
 use common::worker::Worker;
 use common::{MODEL, PATIENCE, TestServer, body, error_of};
 use domain::engine::{
     FinishReason, GenerationEvent, GenerationFailure, Prompt, Question, TokenLogprob, TokenText,
 };
 use domain::internal::InferenceTask;
-use reqwest::{Method, Response, StatusCode};
+use reqwest::Method;
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
-
-fn chat(extra: Value) -> Value {
-    let mut body = json!({"model": MODEL, "messages": [{"role": "user", "content": "hi"}]});
-    for (key, value) in extra.as_object().unwrap() {
-        body[key] = value.clone();
-    }
-    body
-}
-
-/// Takes the next chat request.
-async fn take(server: &TestServer) -> InferenceTask {
-    let models = [MODEL.to_owned(), format!("{MODEL}@auto")];
-    let next = json!({"worker_id": "w", "base_models": models, "wait_seconds": 20});
-    let response =
-        Worker::of(server).request(Method::POST, "/inference/next").json(&next).send().await;
-    let response = response.unwrap();
-    assert_eq!(response.status(), 200);
-    response.json().await.unwrap()
-}
-
-/// A worker's open stream of events.
-struct Answering {
-    events: mpsc::Sender<GenerationEvent>,
-    call: tokio::task::JoinHandle<reqwest::Result<Response>>,
-}
-
-impl Answering {
-    fn open(server: &TestServer, task: &InferenceTask) -> Self {
-        let (events, receiver) = mpsc::channel::<GenerationEvent>(16);
-        let lines = futures::stream::unfold(receiver, async |mut receiver| {
-            let event = receiver.recv().await?;
-            let line = format!("{}\n", serde_json::to_string(&event).unwrap());
-            Some((Ok::<_, std::io::Error>(line), receiver))
-        });
-        let request = Worker::of(server)
-            .request(Method::POST, &format!("/inference/{}/events", task.id))
-            .body(reqwest::Body::wrap_stream(lines));
-        Self { events, call: tokio::spawn(request.send()) }
-    }
-
-    async fn send(&self, event: GenerationEvent) {
-        self.events.send(event).await.unwrap();
-    }
-
-    async fn end(self) -> StatusCode {
-        drop(self.events);
-        self.call.await.unwrap().unwrap().status()
-    }
-}
 
 fn delta(index: u32, text: &str) -> GenerationEvent {
     GenerationEvent::Delta { index, text: text.to_owned(), logprobs: Vec::new() }
@@ -70,8 +21,6 @@ fn delta(index: u32, text: &str) -> GenerationEvent {
 fn finished(index: u32, reason: FinishReason) -> GenerationEvent {
     GenerationEvent::Finished { index, reason }
 }
-
-const DONE: GenerationEvent = GenerationEvent::Done { prompt_tokens: 7, completion_tokens: 5 };
 
 #[tokio::test]
 async fn a_whole_answer_has_every_choice_and_the_usage() {

@@ -5,6 +5,7 @@
 //! its leased runs only, and does no training itself: that is the engine, a child process per
 //! device. Start with [`slot`], which is one run from claim to end.
 
+mod backlog;
 mod client;
 mod config;
 mod device;

@@ -20,14 +20,13 @@ use tokio::process::{ChildStdin, ChildStdout};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use crate::backlog;
 use crate::launch::{Launch, Spawned};
 
 /// A longer line is not the protocol.
 const LINE_BYTES: u64 = 4 << 20;
 /// Replies of a run that may wait for the slot; then the engine's pipe fills, and the engine waits.
 const RUN_REPLIES: usize = 1024;
-/// Events of one generation that may wait for a slow reader; then the generation is cancelled.
-const GENERATION_EVENTS: usize = 8192;
 /// Lines of the engine's log that are told with its end.
 const LAST_WORDS: usize = 8;
 
@@ -61,7 +60,7 @@ struct Shared {
 struct Routes {
     ready: Option<oneshot::Sender<()>>,
     runs: HashMap<JobId, mpsc::Sender<Reply>>,
-    generations: HashMap<String, mpsc::Sender<GenerationEvent>>,
+    generations: HashMap<String, backlog::Sender>,
     /// Why the process ended. Set once, and nothing is registered after it.
     end: Option<String>,
 }
@@ -133,7 +132,7 @@ impl Engine {
 
     /// Begins an answer. Dropping it cancels it.
     pub fn generate(&self, request: GenerateRequest) -> Generation<'_> {
-        let (events, receiver) = mpsc::channel(GENERATION_EVENTS);
+        let (events, receiver) = backlog::channel();
         let id = request.id.clone();
         let mut routes = self.shared.routes();
         if routes.end.is_none() {
@@ -173,12 +172,12 @@ impl Drop for Engine {
 pub struct Generation<'a> {
     engine: &'a Engine,
     id: String,
-    events: mpsc::Receiver<GenerationEvent>,
+    events: backlog::Receiver,
     ended: bool,
 }
 
 impl Generation<'_> {
-    /// The next event; none when the engine is gone (or the reader was too slow).
+    /// The next event; none when the engine is gone.
     pub async fn next(&mut self) -> Option<GenerationEvent> {
         let event = self.events.recv().await;
         if let None | Some(GenerationEvent::Done { .. } | GenerationEvent::Failed { .. }) = event {
@@ -342,8 +341,8 @@ async fn route(reply: Reply, shared: &Shared) {
         }
         Reply::Generation { id, event } => {
             let mut routes = shared.routes();
-            let full = routes.generations.get(&id).is_some_and(|to| to.try_send(event).is_err());
-            if full {
+            let unheard = routes.generations.get(&id).is_some_and(|to| !to.send(event));
+            if unheard {
                 routes.generations.remove(&id);
             }
         }

@@ -51,6 +51,7 @@ pub fn server_config(config: &Config) -> server::Config {
     server::Config {
         training: config.training.clone(),
         lease: config.lease.clone(),
+        limits: config.limits.clone(),
         graders: server::GradersConfig {
             // The running program itself, even after its file has been replaced.
             launcher: Some("/proc/self/exe".into()),

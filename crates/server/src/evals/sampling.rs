@@ -121,7 +121,7 @@ pub(crate) async fn ask(
     for attempt in 1.. {
         let request: CreateCompletion = serde_json::from_value(body.clone())
             .map_err(|error| ItemError::new("invalid_request_error", error.to_string()))?;
-        match inference::complete(state, project, request).await {
+        match inference::complete(state, project, request, None).await {
             Ok(completion) => return Ok(sampled(asking, &messages, completion)),
             Err(ApiError::Unavailable { message, .. }) if attempt < ATTEMPTS => {
                 tracing::debug!(attempt, message, "an eval's answer has to be asked for again");

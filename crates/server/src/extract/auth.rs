@@ -2,33 +2,91 @@
 //!
 //! Keys are opaque and may hold spaces: everything after the first space of the header is the key.
 
+use std::sync::Arc;
+
 use axum::extract::FromRequestParts;
-use axum::http::header::AUTHORIZATION;
+use axum::http::HeaderValue;
+use axum::http::header::{AUTHORIZATION, HeaderMap, HeaderName};
 use axum::http::request::Parts;
 use store::{KeyKind, Principal, Project, keys};
 
-use crate::error::ApiError;
+use crate::error::{ApiError, ApiResult};
 use crate::internal::InternalApiError;
+use crate::limits::{Charge, Class};
+use crate::observe::Told;
 use crate::state::AppState;
 
-/// The authenticated project of a public call.
+const ORGANIZATION: HeaderName = HeaderName::from_static("openai-organization");
+
+/// The authenticated project of a public call, within its limits.
 pub(crate) struct Caller(pub Project);
+
+/// The same of a call that asks a model, whose tokens count.
+pub(crate) struct Asker {
+    pub project: Project,
+    state: AppState,
+    told: Told,
+}
 
 impl FromRequestParts<AppState> for Caller {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
-        let key = key(parts).ok_or(ApiError::MissingKey)?;
-        match keys::authenticate(&state.store.db, &key).await? {
-            Some(Principal { project, kind: KeyKind::Project, .. }) => Ok(Self(project)),
-            Some(_) => Err(ApiError::Forbidden(
-                "You have insufficient permissions for this operation: a worker's token opens \
-                 the internal API only. Use an API key."
-                    .to_owned(),
-            )),
-            None => Err(ApiError::WrongKey(masked(&key))),
+        let project = project(parts, state).await?;
+        let counted = state.limits.request(&project.id, Class::Other);
+        if counted.is_err() {
+            told(parts).tell(state.limits.headers(&project.id, Class::Other));
         }
+        counted.map(|()| Self(project)).map_err(ApiError::RateLimited)
     }
+}
+
+impl FromRequestParts<AppState> for Asker {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
+        let project = project(parts, state).await?;
+        let counted = state.limits.request(&project.id, Class::Completion);
+        let asker = Self { project, state: state.clone(), told: told(parts) };
+        asker.tell();
+        counted.map(|()| asker).map_err(ApiError::RateLimited)
+    }
+}
+
+impl Asker {
+    /// Takes the tokens of a prompt and of the longest answer it may have.
+    pub(crate) fn charge(&self, prompt: u64, answer: u64) -> ApiResult<Arc<Charge>> {
+        let charge = Charge::take(&self.state.limits, &self.project.id, prompt, answer);
+        self.tell();
+        charge.map_err(ApiError::RateLimited)
+    }
+
+    fn tell(&self) {
+        self.told.tell(self.state.limits.headers(&self.project.id, Class::Completion));
+    }
+}
+
+/// The project of the key, which is told as its organisation.
+async fn project(parts: &Parts, state: &AppState) -> ApiResult<Project> {
+    let key = key(parts).ok_or(ApiError::MissingKey)?;
+    match keys::authenticate(&state.store.db, &key).await? {
+        Some(Principal { project, kind: KeyKind::Project, .. }) => {
+            if let Ok(slug) = HeaderValue::from_str(&project.organization_slug) {
+                told(parts).tell(HeaderMap::from_iter([(ORGANIZATION, slug)]));
+            }
+            Ok(project)
+        }
+        Some(_) => Err(ApiError::Forbidden(
+            "You have insufficient permissions for this operation: a worker's token opens \
+             the internal API only. Use an API key."
+                .to_owned(),
+        )),
+        None => Err(ApiError::WrongKey(masked(&key))),
+    }
+}
+
+fn told(parts: &Parts) -> Told {
+    parts.extensions.get::<Told>().cloned().unwrap_or_default()
 }
 
 /// An authenticated worker.

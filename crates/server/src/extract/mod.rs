@@ -8,7 +8,7 @@ pub(crate) mod page;
 pub(crate) mod path;
 pub(crate) mod upload;
 
-pub(crate) use auth::{Caller, Worker};
+pub(crate) use auth::{Asker, Caller, Worker};
 pub(crate) use json::{Json, JsonObject, JsonOrNothing};
 pub(crate) use page::{Filters, Flag, Page};
 pub(crate) use path::{Id, Ids, Segments};

@@ -62,7 +62,7 @@ async fn ask(
     let model = question.model.to_owned();
     let messages = question.messages.clone();
     let limit = state.config.graders.judge_timeout;
-    let asked = inference::complete(state, project, request(question));
+    let asked = inference::complete(state, project, request(question), None);
     let completion = match tokio::time::timeout(limit, asked).await {
         Ok(Ok(completion)) => completion,
         Ok(Err(error)) => {

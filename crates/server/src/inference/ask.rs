@@ -1,6 +1,8 @@
 //! From a checked request to a worker's answer: the one way by which the API, judges and evaluations ask a
 //! model. What an answer then looks like is `answer`'s business.
 
+use std::sync::Arc;
+
 use domain::engine::{Prompt, Question};
 use domain::id::CompletionId;
 use domain::internal::InferenceTask;
@@ -15,6 +17,7 @@ use super::tools::{self, Tooling};
 use super::{form, prompt, whole};
 use crate::convert::OrNotFound;
 use crate::error::{ApiError, ApiResult};
+use crate::limits::Charge;
 use crate::request::check_metadata;
 use crate::state::AppState;
 use crate::wire::completion::{Completion, CreateCompletion};
@@ -37,8 +40,10 @@ pub(crate) async fn complete(
     state: &AppState,
     project: &Project,
     request: CreateCompletion,
+    charge: Option<&Arc<Charge>>,
 ) -> ApiResult<Completion> {
-    let Asked { answer, heading, patience, keeper } = ask(state, project, request).await?;
+    let asked = ask(state, project, request, charge).await?;
+    let Asked { answer, heading, patience, keeper } = asked;
     let completion = whole::whole(answer, heading, patience).await?;
     if let Some(keeper) = keeper {
         keeper.keep(&completion).await;
@@ -46,11 +51,12 @@ pub(crate) async fn complete(
     Ok(completion)
 }
 
-/// Checks a chat and offers it to the workers.
+/// Checks a chat and offers it to the workers. What it uses is counted where it is charged.
 pub(crate) async fn ask(
     state: &AppState,
     project: &Project,
     request: CreateCompletion,
+    charge: Option<&Arc<Charge>>,
 ) -> ApiResult<Asked> {
     let messages = prompt::messages(&request)?;
     let sampling = prompt::sampling(&request)?;
@@ -67,7 +73,7 @@ pub(crate) async fn ask(
     let question = Question { prompt, sampling, form, calls: rules };
     let keeper = Keeper::for_request(state, project, request, &heading);
     let (answer, patience) = submit(state, &heading.id, model, question)?;
-    Ok(Asked { answer, heading, patience, keeper })
+    Ok(Asked { answer: answer.charged(charge), heading, patience, keeper })
 }
 
 /// What an answer by this model says about itself.

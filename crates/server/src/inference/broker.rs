@@ -10,6 +10,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use crate::limits::{Charge, Share};
 use domain::ModelId;
 use domain::engine::GenerationEvent;
 use domain::internal::InferenceTask;
@@ -62,6 +63,8 @@ pub(crate) struct Answer {
     shared: Arc<Shared>,
     events: mpsc::Receiver<GenerationEvent>,
     opened: oneshot::Receiver<()>,
+    /// What it has used, where somebody counts.
+    share: Option<Share>,
 }
 
 /// The worker's end.
@@ -96,7 +99,7 @@ impl Broker {
         state.waiting.push_back(id.clone());
         drop(state);
         self.shared.arrived.notify_waiters();
-        Ok(Answer { id, shared: self.shared.clone(), events: receiver, opened })
+        Ok(Answer { id, shared: self.shared.clone(), events: receiver, opened, share: None })
     }
 
     /// The next task for a worker that has `base_models` (the warm one first), or none within
@@ -193,7 +196,17 @@ impl Answer {
 
     /// The next event; none when the worker's connection is gone.
     pub(crate) async fn next(&mut self) -> Option<GenerationEvent> {
-        self.events.recv().await
+        let event = self.events.recv().await;
+        if let (Some(share), Some(event)) = (&mut self.share, &event) {
+            share.see(event);
+        }
+        event
+    }
+
+    /// Counts what it uses as a part of the request's charge.
+    pub(crate) fn charged(mut self, charge: Option<&Arc<Charge>>) -> Self {
+        self.share = charge.cloned().map(Share::of);
+        self
     }
 }
 

@@ -1,6 +1,8 @@
 //! Completions of plain texts, the call that OpenAI had before chats: several prompts in one request, echoed
 //! prompts, the best of several. Each prompt is a question of its own to the workers.
 
+use std::sync::Arc;
+
 use domain::engine::{
     AnswerForm, CallRules, GenerationEvent, Prompt, Question, Sampling, TokenLogprob,
 };
@@ -18,6 +20,7 @@ use super::sse::{Gone, Writer, respond};
 use super::whole::reason_word;
 use crate::error::{ApiError, ApiResult};
 use crate::extract::json::type_words;
+use crate::limits::{Charge, cost};
 use crate::state::AppState;
 use crate::wire::completion::{CreateCompletion, Usage};
 use crate::wire::text::{CreateText, TextChoice, TextCompletion, TextLogprobs};
@@ -43,6 +46,7 @@ pub(crate) struct Texts {
     echo: bool,
     /// Alternatives per token, if log-probabilities are told.
     logprobs: Option<u32>,
+    charge: Arc<Charge>,
 }
 
 /// One prompt's choices, and the tokens of prompt and completion.
@@ -56,6 +60,7 @@ impl Texts {
         state: &AppState,
         project: &Project,
         request: CreateText,
+        charge: Arc<Charge>,
     ) -> ApiResult<Self> {
         let n = integer("n", request.n.unwrap_or(1), 1, 128)?;
         let best_of =
@@ -87,7 +92,8 @@ impl Texts {
         let id = TextCompletionId::new().to_string();
         let n = n as u32;
         let heading = heading(id, &request.model, &model, n * prompts.len() as u32);
-        Ok(Self { state: state.clone(), model, prompts, sampling, heading, n, echo, logprobs })
+        let state = state.clone();
+        Ok(Self { state, model, prompts, sampling, heading, n, echo, logprobs, charge })
     }
 
     fn ask(&self, index: usize) -> ApiResult<(Answer, Patience)> {
@@ -101,7 +107,9 @@ impl Texts {
             form: AnswerForm::Free,
             calls: CallRules::default(),
         };
-        submit(&self.state, &format!("{}-{index}", self.heading.id), self.model.clone(), question)
+        let id = format!("{}-{index}", self.heading.id);
+        let (answer, patience) = submit(&self.state, &id, self.model.clone(), question)?;
+        Ok((answer.charged(Some(&self.charge)), patience))
     }
 
     /// All choices of all prompts, in order.
@@ -347,6 +355,22 @@ fn token_name(bytes: &[u8]) -> String {
             format!("bytes:{bytes}")
         }
     }
+}
+
+/// About how many tokens the workers have to read.
+pub(crate) fn prompt_tokens(request: &CreateText) -> u64 {
+    request.prompt.as_ref().map_or(0, cost)
+}
+
+/// How many they may write.
+pub(crate) fn most_tokens(request: &CreateText) -> u64 {
+    let prompts = match &request.prompt {
+        Some(Value::Array(items)) if !items.iter().all(Value::is_number) => items.len() as u64,
+        _ => 1,
+    };
+    let choices = request.best_of.or(request.n).unwrap_or(1).max(1).unsigned_abs();
+    let each = request.max_tokens.unwrap_or(DEFAULT_TOKENS).max(0).unsigned_abs();
+    each.saturating_mul(choices).saturating_mul(prompts)
 }
 
 /// The sampling fields, which are the chat's.

@@ -1,8 +1,9 @@
 //! Scores of conversations by reward models: checked here, computed by a worker.
 
 use crate::error::{ApiError, ApiResult};
-use crate::extract::{Caller, Json as Body};
+use crate::extract::{Asker, Json as Body};
 use crate::inference::{answer, ask, prompt};
+use crate::limits::cost;
 use crate::state::AppState;
 use crate::wire::score::{CreateScore, Score};
 use axum::Json;
@@ -15,16 +16,17 @@ use axum::extract::State;
     responses((status = 200, body = Score)))]
 pub(crate) async fn create(
     State(state): State<AppState>,
-    Caller(project): Caller,
+    asker: Asker,
     Body(request): Body<CreateScore>,
 ) -> ApiResult<Json<Score>> {
+    let charge = asker.charge(request.messages.iter().map(cost).sum(), 0)?;
     let messages = prompt::checked(&request.messages)?;
     if messages.last().is_none_or(|message| message["role"] != "assistant") {
         let message = "Invalid 'messages': the last one must be the assistant's answer that is to \
                        be scored.";
         return Err(ApiError::invalid_value("messages", message));
     }
-    let model = ask::model(&state, &project, &request.model).await?;
+    let model = ask::model(&state, &asker.project, &request.model).await?;
     if model.adapter.is_none() {
         let message = format!(
             "Invalid 'model': '{}' is a base model, which does not score. Train a reward model: method \
@@ -35,6 +37,6 @@ pub(crate) async fn create(
     }
     let tools = request.tools.unwrap_or_default();
     let (answer, patience) = ask::ask_score(&state, model, messages, tools)?;
-    let (score, usage) = answer::score(answer, patience).await?;
+    let (score, usage) = answer::score(answer.charged(Some(&charge)), patience).await?;
     Ok(Json(Score { object: "fine_tuning.score", model: request.model, score, usage }))
 }

@@ -5,8 +5,8 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 
 use crate::error::ApiResult;
-use crate::extract::{Caller, Json as Body};
-use crate::inference::text::Texts;
+use crate::extract::{Asker, Json as Body};
+use crate::inference::text::{self, Texts};
 use crate::state::AppState;
 use crate::wire::text::{CreateText, TextCompletion};
 
@@ -17,13 +17,14 @@ use crate::wire::text::{CreateText, TextCompletion};
         (TextCompletion = "text/event-stream")))))]
 pub(crate) async fn create(
     State(state): State<AppState>,
-    Caller(project): Caller,
+    asker: Asker,
     Body(request): Body<CreateText>,
 ) -> ApiResult<Response> {
     let streams = request.stream.unwrap_or(false);
     let options = request.stream_options.as_ref();
     let include_usage = options.and_then(|options| options.include_usage).unwrap_or(false);
-    let texts = Texts::new(&state, &project, request).await?;
+    let charge = asker.charge(text::prompt_tokens(&request), text::most_tokens(&request))?;
+    let texts = Texts::new(&state, &asker.project, request, charge).await?;
     if streams {
         return texts.stream(include_usage).await;
     }

@@ -3,6 +3,7 @@
 
 #![expect(dead_code, reason = "every test binary uses a part of it")]
 
+pub mod answering;
 pub mod worker;
 
 use std::time::Duration;

@@ -50,6 +50,22 @@ async fn an_answer_is_streamed_back_event_by_event() {
     harness.stop().await;
 }
 
+/// Far more than lies between engine and connection: the engine says it all before anybody has read much of it.
+#[tokio::test]
+async fn a_reader_that_is_slower_than_the_engine_gets_the_whole_answer() {
+    const WORDS: usize = 20_000;
+    let harness = Harness::start(json!({"words": vec!["a"; WORDS]})).await;
+    harness.ask("chat-1", "hi", None);
+    let answer = harness.answer("chat-1").await;
+    let texts = answer.iter().filter_map(|event| match event {
+        GenerationEvent::Delta { text, .. } => Some(text.len()),
+        _ => None,
+    });
+    assert_eq!(texts.sum::<usize>(), WORDS);
+    assert!(matches!(answer.last(), Some(GenerationEvent::Done { .. })), "{:?}", answer.last());
+    harness.stop().await;
+}
+
 #[tokio::test]
 async fn a_client_that_hangs_up_cancels_its_generation() {
     let harness = Harness::start(json!({"words": ["Hello"]})).await;
