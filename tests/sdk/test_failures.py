@@ -1,6 +1,5 @@
 """Why jobs fail, in OpenAI's codes and words: scripts search for them."""
 
-import json
 import re
 
 import openai
@@ -124,49 +123,3 @@ def test_a_faulty_validation_file_has_a_code_of_its_own(client, training_file):
         job = jobs.wait(client, job.id, {"failed"})
         assert (job.error.code, job.error.param) == ("invalid_validation_file", "validation_file")
         assert re.search(pattern, job.error.message), job.error.message
-
-
-CREATION = {
-    "missing": ({"training_file": None}, 400, "missing_required_parameter", "training_file",
-                "Missing required parameter: 'training_file'."),
-    "wrong type": ({"suffix": 5}, 400, "invalid_type", "suffix",
-                   "Invalid type for 'suffix': expected a string, but got an integer instead."),
-    "bad word": ({"method": {"type": "magic"}}, 400, "invalid_value", "method.type",
-                 "Invalid value: 'magic'. Supported values are: 'supervised', 'dpo', 'reinforcement'."),
-    "unknown field": ({"colour": "red"}, 400, "unknown_parameter", "colour", "Unknown parameter: 'colour'."),
-    "long suffix": ({"suffix": "s" * 65}, 400, "string_above_max_length", "suffix",
-                    "Invalid 'suffix': string too long. Expected a string with maximum length 64, but got a "
-                    "string with length 65 instead."),
-    "epochs": ({"hyperparameters": {"n_epochs": 0}}, 400, "integer_below_min_value",
-               "hyperparameters.n_epochs",
-               "Invalid 'hyperparameters.n_epochs': integer below minimum value. Expected a value >= 1, but "
-               "got 0 instead."),
-    "batch": ({"hyperparameters": {"batch_size": 257}}, 400, "integer_above_max_value",
-              "hyperparameters.batch_size", None),
-    "multiplier": ({"hyperparameters": {"learning_rate_multiplier": 0}}, 400, "decimal_below_min_value",
-                   "hyperparameters.learning_rate_multiplier", None),
-    "beta": ({"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 2.5}}}}, 400,
-             "decimal_above_max_value", "method.dpo.hyperparameters.beta", None),
-    "unknown file": ({"training_file": "file-none"}, 404, None, "training_file",
-                     "No such File object: file-none"),
-    "unknown model": ({"model": "gpt-none"}, 400, "model_not_available", None,
-                      "Model gpt-none is not available for fine-tuning or does not exist."),
-    "no grader": ({"method": {"type": "reinforcement"}}, 400, "missing_required_parameter",
-                  "method.reinforcement.grader", None),
-    "six integrations": ({"integrations": [{"type": "wandb", "wandb": {"project": "p"}}] * 6}, 400,
-                         "array_above_max_length", "integrations", None),
-}
-
-
-@pytest.mark.parametrize("name", CREATION)
-def test_a_faulty_request_creates_no_job(client, training_file, name):
-    change, status, code, param, text = CREATION[name]
-    body = {"model": jobs.BASE_MODEL, "training_file": training_file.id, **change}
-    body = {key: value for key, value in body.items() if value is not None}
-    with pytest.raises(openai.APIStatusError) as caught:
-        client.post("/fine_tuning/jobs", body=body, cast_to=object)
-    error = caught.value
-    assert (error.status_code, error.type) == (status, "invalid_request_error")
-    assert (error.code, error.param) == (code, param)
-    assert text is None or error.body["message"] == text
-    assert json.loads(error.response.text)["error"].keys() == {"message", "type", "param", "code"}

@@ -96,12 +96,12 @@ mod tests {
         let used = || {
             let headers = limits.headers(&one, crate::limits::Class::Completion);
             let text = headers["x-ratelimit-remaining-tokens"].to_str().unwrap();
-            // It fills by 17 in a millisecond: far apart is enough.
+            // It fills by 17 in a millisecond: half a step is three seconds.
             (1_000_000 - text.parse::<u64>().unwrap()) / 100_000
         };
-        drop(Charge::take(&limits, &one, 300_000, 200_000).unwrap());
+        drop(Charge::take(&limits, &one, 350_000, 200_000).unwrap());
         assert_eq!(used(), 0, "it failed before it began");
-        let charge = Charge::take(&limits, &one, 300_000, 200_000).unwrap();
+        let charge = Charge::take(&limits, &one, 350_000, 200_000).unwrap();
         let mut done = Share::of(charge.clone());
         let mut left = Share::of(charge.clone());
         drop(charge);
@@ -109,7 +109,7 @@ mod tests {
         done.see(&GenerationEvent::Done { prompt_tokens: 150_000, completion_tokens: 5_000 });
         left.see(&GenerationEvent::Started { prompt_tokens: 100_000 });
         drop(done);
-        assert_eq!(used(), 4, "as announced, until all is told");
+        assert_eq!(used(), 5, "as announced, until all is told");
         drop(left);
         assert_eq!(used(), 2);
     }
