@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 /// (status, name, when).
-const ERRORS: [(&str, &str, &str); 9] = [
+const ERRORS: [(&str, &str, &str); 10] = [
     (
         "400",
         "BadRequest",
@@ -15,8 +15,15 @@ const ERRORS: [(&str, &str, &str); 9] = [
     ("408", "RequestTimeout", "The body did not arrive in time."),
     ("413", "PayloadTooLarge", "The body, or the file in it, is larger than its limit."),
     ("429", "TooManyRequests", "Too many requests, or too many tokens, in a short time."),
+    ("431", "HeadTooLarge", "The headers are larger than their limit."),
     ("500", "ServerError", "The server's own fault; its log has the details."),
     ("503", "Unavailable", "Passing trouble: another try may succeed."),
+];
+/// Those of an answer that another try may change.
+const RETRY_HEADERS: [(&str, &str, &str); 3] = [
+    ("retry-after", "Seconds after which another try makes sense.", "integer"),
+    ("retry-after-ms", "The same in milliseconds.", "integer"),
+    ("x-should-retry", "Whether another try makes sense at all: `true` or `false`.", "string"),
 ];
 /// Those of every answer: (name, what it is, schema's type).
 const HEADERS: [(&str, &str, &str); 3] = [
@@ -36,10 +43,9 @@ pub(super) fn responses() -> Value {
     let all = ERRORS.into_iter().map(|(status, name, when)| {
         let mut headers = usual_headers();
         if status == "429" || status == "503" {
-            headers["retry-after"] = json!({
-                "description": "Seconds after which another try makes sense.",
-                "schema": {"type": "integer", "minimum": 0},
-            });
+            for (name, what, kind) in RETRY_HEADERS {
+                headers[name] = json!({"description": what, "schema": {"type": kind}});
+            }
         }
         let schema = json!({"$ref": "#/components/schemas/ErrorEnvelope"});
         let content = json!({"application/json": {"schema": schema}});
