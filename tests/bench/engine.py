@@ -114,6 +114,7 @@ def measure(model, threads, plan, warm_up=0, device="cpu", precision="auto"):
     steps, first, started, ended, peak, cpu = [], None, None, None, 0, [0, 0]
     began = time.monotonic()
     quantization = plan["hyperparameters"].get("quantization", "none")
+    plan["hyperparameters"]["precision"] = precision
     with Engine(model, threads, quantization, device, precision) as ours:
         for report in ours.train(plan):
             if report["type"] == "started":
