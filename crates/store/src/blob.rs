@@ -7,6 +7,7 @@
 //! S3 keeps the parts of an upload whose process died; give the bucket a lifecycle rule for them
 //! (`AbortIncompleteMultipartUpload`, one day).
 
+mod early;
 mod write;
 
 use std::io::SeekFrom;
@@ -132,7 +133,9 @@ impl Blobs {
     ) -> Result<Stored> {
         let path = key.path();
         let limit = expected.map_or(limit, |expected| expected.bytes.min(limit));
-        let mut writer = write::BlobWriter::new(self.store.clone(), Path::from(path.as_str()));
+        let early = self.folder.as_ref().map(|folder| early::EarlySync::new(folder, &path));
+        let mut writer =
+            write::BlobWriter::new(self.store.clone(), Path::from(path.as_str()), early);
         while let Some(chunk) = body.next().await {
             let chunk = chunk.map_err(|error| Error::Body(error.to_string()))?;
             if writer.bytes() + chunk.len() as u64 > limit {

@@ -10,6 +10,7 @@ use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt, PutMode, PutOpt
 use sha2::{Digest, Sha256};
 use tokio::task::{JoinHandle, JoinSet};
 
+use super::early::EarlySync;
 use super::{BlobKey, Stored};
 use crate::error::{Conflict, Error, Result};
 
@@ -17,14 +18,18 @@ use crate::error::{Conflict, Error, Result};
 const PART_BYTES: usize = 8 * 1024 * 1024;
 /// Parts under way at a time; with the one being filled this bounds the memory of an upload.
 const PARTS_IN_FLIGHT: usize = 2;
+/// Smaller chunks are copied together: kept one by one, they would take more memory than their bytes.
+const SMALL_BYTES: usize = 16 * 1024;
 
 /// A blob under construction. Dropped before `finish`, it leaves nothing behind.
 pub(super) struct BlobWriter {
     store: Arc<dyn ObjectStore>,
     path: Path,
     /// The beginning of the next part.
-    buffer: BytesMut,
+    part: Part,
     upload: Option<Upload>,
+    /// For a blob in a local folder.
+    early: Option<EarlySync>,
     hash: Hash,
     bytes: u64,
 }
@@ -36,10 +41,19 @@ enum Hash {
     Busy(JoinHandle<Sha256>),
 }
 
+/// Chunks as they came: large ones are kept, not copied.
+#[derive(Default)]
+struct Part {
+    chunks: Vec<Bytes>,
+    bytes: usize,
+    /// Where small chunks are put together.
+    small: BytesMut,
+}
+
 /// What has been written, before it is stored whole.
 pub(super) struct Sealed {
     pub stored: Stored,
-    last: Bytes,
+    last: PutPayload,
 }
 
 /// The parts of a large blob. `inner` is taken out when the upload is complete; until then `Drop` aborts it.
@@ -49,33 +63,28 @@ struct Upload {
 }
 
 impl BlobWriter {
-    pub(super) fn new(store: Arc<dyn ObjectStore>, path: Path) -> Self {
-        let (buffer, upload, hash) = (BytesMut::new(), None, Hash::Idle(Sha256::new()));
-        Self { store, path, buffer, upload, hash, bytes: 0 }
+    pub(super) fn new(store: Arc<dyn ObjectStore>, path: Path, early: Option<EarlySync>) -> Self {
+        let (part, upload, hash) = (Part::default(), None, Hash::Idle(Sha256::new()));
+        Self { store, path, part, upload, early, hash, bytes: 0 }
     }
 
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    pub(super) async fn write(&mut self, chunk: Bytes) -> Result<()> {
+    pub(super) async fn write(&mut self, mut chunk: Bytes) -> Result<()> {
         self.bytes += chunk.len() as u64;
-        let mut rest = &chunk[..];
-        while self.buffer.len() + rest.len() > PART_BYTES {
-            let (head, tail) = rest.split_at(PART_BYTES - self.buffer.len());
-            self.buffer.extend_from_slice(head);
-            rest = tail;
-            // Whoever has filled one part will fill most of the next: room for all of it at once.
-            let next = BytesMut::with_capacity(PART_BYTES);
-            let part = std::mem::replace(&mut self.buffer, next).freeze();
+        while self.part.bytes + chunk.len() > PART_BYTES {
+            self.part.push(chunk.split_to(PART_BYTES - self.part.bytes));
+            let part = std::mem::take(&mut self.part).into_payload();
             self.hash.update(part.clone()).await?;
             self.send_part(part).await?;
         }
-        self.buffer.extend_from_slice(rest);
+        self.part.push(chunk);
         Ok(())
     }
 
-    async fn send_part(&mut self, part: Bytes) -> Result<()> {
+    async fn send_part(&mut self, part: PutPayload) -> Result<()> {
         let upload = match &mut self.upload {
             Some(upload) => upload,
             none => {
@@ -85,16 +94,19 @@ impl BlobWriter {
         };
         while upload.parts.len() >= PARTS_IN_FLIGHT {
             upload.part_done().await?;
+            if let Some(early) = &mut self.early {
+                early.written(PART_BYTES);
+            }
         }
         if let Some(inner) = &mut upload.inner {
-            upload.parts.spawn(inner.put_part(PutPayload::from(part)));
+            upload.parts.spawn(inner.put_part(part));
         }
         Ok(())
     }
 
     /// Size and hash of all that was written; nothing can be written after this.
     pub(super) async fn seal(&mut self) -> Result<Sealed> {
-        let last = std::mem::take(&mut self.buffer).freeze();
+        let last = std::mem::take(&mut self.part).into_payload();
         self.hash.update(last.clone()).await?;
         let sha256 = hex(&self.hash.take().await?.finalize());
         Ok(Sealed { stored: Stored { bytes: self.bytes, sha256 }, last })
@@ -107,7 +119,7 @@ impl BlobWriter {
             self.complete().await
         } else {
             let create = PutOptions::from(PutMode::Create);
-            self.store.put_opts(&self.path, PutPayload::from(last), create).await.map(|_| ())
+            self.store.put_opts(&self.path, last, create).await.map(|_| ())
         };
         match outcome {
             Ok(()) => Ok(stored),
@@ -144,11 +156,37 @@ impl BlobWriter {
     }
 }
 
+impl Part {
+    fn push(&mut self, chunk: Bytes) {
+        self.bytes += chunk.len();
+        if chunk.len() < SMALL_BYTES {
+            self.small.extend_from_slice(&chunk);
+            if self.small.len() >= SMALL_BYTES {
+                self.chunks.push(self.small.split().freeze());
+            }
+        } else {
+            self.gather();
+            self.chunks.push(chunk);
+        }
+    }
+
+    fn gather(&mut self) {
+        if !self.small.is_empty() {
+            self.chunks.push(self.small.split().freeze());
+        }
+    }
+
+    fn into_payload(mut self) -> PutPayload {
+        self.gather();
+        self.chunks.into_iter().collect()
+    }
+}
+
 impl Hash {
-    async fn update(&mut self, part: Bytes) -> Result<()> {
+    async fn update(&mut self, part: PutPayload) -> Result<()> {
         let mut sha256 = self.take().await?;
         *self = Self::Busy(tokio::task::spawn_blocking(move || {
-            sha256.update(&part);
+            part.iter().for_each(|chunk| sha256.update(chunk));
             sha256
         }));
         Ok(())

@@ -202,7 +202,9 @@ async fn uploads_hold_a_few_parts_in_memory_and_no_more() {
         let stored = blobs.put_stream(&key(), body, ANY, None).await.unwrap();
         assert_eq!(stored.bytes, (chunk * count) as u64);
         let peak = peak.load(std::sync::atomic::Ordering::SeqCst);
-        assert!(peak <= 2 * chunk, "{name}: {peak} bytes of chunks were alive at once");
+        // Nothing is copied: chunks live as long as their part, of which one is filled and two are under way.
+        let parts = 3 * 8 * 1024 * 1024;
+        assert!(peak <= parts + 2 * chunk, "{name}: {peak} bytes of chunks were alive at once");
     }
 }
 
