@@ -182,3 +182,8 @@ def test_a_killed_server_delivers_after_its_restart_and_a_retry_is_the_same(
     assert later["webhook-id"] == headers["webhook-id"] == json.loads(first)["id"]
     event = client.webhooks.unwrap(again, later, secret=endpoint.signing_secret)
     assert (event.type, event.data.id) == ("fine_tuning.job.cancelled", job.id)
+    daemon.eventually(
+        lambda: [d for d in deliveries(client, endpoint) if d["status"] == "delivered"],
+        30,
+        "the delivery is recorded",
+    )

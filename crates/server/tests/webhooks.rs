@@ -100,7 +100,7 @@ async fn server_with(change: impl FnOnce(&mut server::WebhooksConfig)) -> TestSe
     TestServer::with(|config| {
         config.webhooks.allow = vec!["127.0.0.1".to_owned()];
         config.webhooks.retries = vec![server::Pause(Duration::from_millis(1)); 3];
-        config.webhooks.timeout = Duration::from_millis(1500);
+        config.webhooks.timeout = PATIENCE;
         change(&mut config.webhooks);
     })
     .await
