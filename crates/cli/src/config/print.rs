@@ -6,8 +6,8 @@ use anyhow::{Context as _, Result};
 use figment::Figment;
 use figment::value::{Dict, Value};
 
-/// Words in a key's name that mark its value as a secret.
-const SECRET_WORDS: [&str; 4] = ["token", "secret", "password", "access_key"];
+/// What in a key's name marks its value as a secret. `token` is one as a whole word only: `tokens` are counted.
+const SECRET_WORDS: [&str; 3] = ["secret", "password", "access_key"];
 const REDACTED: &str = "[redacted]";
 
 /// The merged layers as TOML text. With `redact`, secrets and the passwords inside URLs are hidden.
@@ -45,13 +45,17 @@ fn table(
 }
 
 fn redacted(key: &str, value: &Value) -> Value {
-    if SECRET_WORDS.iter().any(|word| key.contains(word)) {
+    if is_secret(key) {
         return Value::from(REDACTED);
     }
     match value.as_str() {
         Some(text) => Value::from(without_password(text)),
         None => value.clone(),
     }
+}
+
+fn is_secret(key: &str) -> bool {
+    key.split('_').any(|word| word == "token") || SECRET_WORDS.iter().any(|word| key.contains(word))
 }
 
 /// `postgres://user:password@host/db` → `postgres://user:[redacted]@host/db`, and `password=…` in its
@@ -81,6 +85,16 @@ fn without_password(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn secrets_are_known_by_their_keys_and_counts_of_tokens_are_none() {
+        assert!(
+            ["token", "worker_token", "secret_access_key", "access_key_id"]
+                .into_iter()
+                .all(is_secret)
+        );
+        assert!(!["tokens_per_minute", "micro_batch_tokens", "url"].into_iter().any(is_secret));
+    }
 
     #[test]
     fn passwords_inside_urls_are_hidden_and_the_rest_is_kept() {
