@@ -14,6 +14,8 @@ import jobs
 EVENTS = ["fine_tuning.job.succeeded", "fine_tuning.job.failed", "fine_tuning.job.cancelled"]
 RUN_EVENTS = ["eval.run.succeeded", "eval.run.failed", "eval.run.canceled"]
 SETTINGS = {
+    # Also how long a killed server keeps others from its delivery, with ten seconds on top.
+    "FINETUNED_WEBHOOKS__TIMEOUT": "3s",
     "FINETUNED_WEBHOOKS__ALLOW": '["127.0.0.1"]',
     "FINETUNED_WEBHOOKS__RETRIES": '["1s", "1s", "1s", "1s", "1s", "1s", "1s", "1s", "1s", "1s"]',
 }

@@ -15,7 +15,7 @@ use crate::webhooks::message;
 
 const POLL: Duration = Duration::from_secs(1);
 /// A claim outlives its request by this: the recording may have to wait for the database.
-const MARGIN: Duration = Duration::from_secs(30);
+const MARGIN: Duration = Duration::from_secs(10);
 /// A receiver that asks for more patience is asked after this all the same.
 const LONGEST_PAUSE: Duration = Duration::from_secs(24 * 3600);
 
