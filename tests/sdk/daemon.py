@@ -25,6 +25,7 @@ SHORT_LEASES = {
 }
 BINARY = os.environ.get("FINETUNED_BIN", "target/debug/finetuned")
 MODELS = os.environ.get("FINETUNED_TEST_MODELS", ".deps/models")
+NODE_CLIENT = pathlib.Path(os.environ.get("FINETUNED_TEST_NODE", ".deps/node")) / "openai/index.mjs"
 BASE_MODEL = "smollm2-135m-instruct"
 
 

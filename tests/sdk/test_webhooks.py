@@ -2,7 +2,10 @@
 
 import http.server
 import json
+import pathlib
 import queue
+import shutil
+import subprocess
 import threading
 
 import openai
@@ -12,6 +15,7 @@ import daemon
 import jobs
 
 EVENTS = ["fine_tuning.job.succeeded", "fine_tuning.job.failed", "fine_tuning.job.cancelled"]
+UNWRAP = pathlib.Path(__file__).with_name("unwrap.mjs")
 RUN_EVENTS = ["eval.run.succeeded", "eval.run.failed", "eval.run.canceled"]
 SETTINGS = {
     # Also how long a killed server keeps others from its delivery, with ten seconds on top.
@@ -105,6 +109,16 @@ def test_a_succeeded_job_is_announced_and_the_sdk_verifies_it(client, rows_file,
     )
     assert (delivery["event_id"], delivery["data_id"]) == (event.id, job.id)
     assert [attempt["status_code"] for attempt in delivery["attempts"]] == [200]
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="this machine has no Node.js")
+def test_the_node_client_verifies_too(client, receiver, endpoint):
+    client.webhooks.test(endpoint.id, event_type="fine_tuning.job.succeeded")
+    body, headers = receiver.next()
+    delivery = json.dumps({"body": body.decode(), "headers": headers, "secret": endpoint.signing_secret})
+    command = ["node", UNWRAP, daemon.NODE_CLIENT.absolute()]
+    verified = subprocess.run(command, input=delivery, capture_output=True, text=True, timeout=60)
+    assert verified.stdout == "fine_tuning.job.succeeded\n", verified.stderr
 
 
 def test_ends_of_eval_runs_are_announced(client, receiver, endpoint):
