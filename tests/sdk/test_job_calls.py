@@ -209,3 +209,12 @@ def test_wandb_is_accepted_shown_and_can_be_synced(client, training_file):
             assert cell == "" or not math.isnan(float(cell))
     assert client.files.content(job.training_file).read().count(b"\n") == 24
     assert client.files.retrieve(job.result_files[0]).filename == "step_metrics.csv"
+
+
+def test_memory_is_estimated_before_there_is_a_job(client):
+    plain, frugal = (
+        client.post("/fine_tuning/estimate", body={"model": BASE_MODEL, "finetuned": options}, cast_to=object)
+        for options in ({}, {"quantization": "nf4", "gradient_checkpointing": "full"})
+    )
+    assert plain["object"] == "fine_tuning.estimate"
+    assert 0 < frugal["required_bytes"] < plain["required_bytes"]
