@@ -6,7 +6,7 @@ const MINUTE: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 pub(super) struct Bucket {
-    limit: f64,
+    limit: u64,
     /// Below zero after a request that took more than it had announced.
     level: f64,
     at: Instant,
@@ -14,7 +14,11 @@ pub(super) struct Bucket {
 
 impl Bucket {
     pub(super) fn full(limit: u64, now: Instant) -> Self {
-        Self { limit: limit as f64, level: limit as f64, at: now }
+        Self { limit, level: limit as f64, at: now }
+    }
+
+    pub(super) fn limit(&self) -> u64 {
+        self.limit
     }
 
     /// Takes `amount`, or tells how long it would have to wait.
@@ -31,7 +35,7 @@ impl Bucket {
     /// Replaces `taken` by what it really was.
     pub(super) fn correct(&mut self, taken: u64, really: u64, now: Instant) {
         self.fill(now);
-        self.level = (self.level + taken as f64 - really as f64).min(self.limit);
+        self.level = (self.level + taken as f64 - really as f64).min(self.limit as f64);
     }
 
     pub(super) fn remaining(&mut self, now: Instant) -> u64 {
@@ -42,18 +46,19 @@ impl Bucket {
     /// Until it is full.
     pub(super) fn reset(&mut self, now: Instant) -> Duration {
         self.fill(now);
-        self.time_for(self.limit - self.level)
+        self.time_for(self.limit as f64 - self.level)
     }
 
     fn fill(&mut self, now: Instant) {
         let passed = now.saturating_duration_since(self.at);
         self.at = self.at.max(now);
-        let gained = self.limit * passed.as_secs_f64() / MINUTE.as_secs_f64();
-        self.level = (self.level + gained).min(self.limit);
+        let gained = self.limit as f64 * passed.as_secs_f64() / MINUTE.as_secs_f64();
+        self.level = (self.level + gained).min(self.limit as f64);
     }
 
     fn time_for(&self, amount: f64) -> Duration {
-        Duration::try_from_secs_f64(MINUTE.as_secs_f64() * amount / self.limit).unwrap_or(MINUTE)
+        Duration::try_from_secs_f64(MINUTE.as_secs_f64() * amount / self.limit as f64)
+            .unwrap_or(MINUTE)
     }
 }
 

@@ -78,6 +78,14 @@ impl Buckets {
         }
     }
 
+    /// The bucket of requests of this class.
+    fn of(&mut self, class: Class) -> &mut Option<Bucket> {
+        match class {
+            Class::Completion => &mut self.requests,
+            Class::Other => &mut self.other,
+        }
+    }
+
     /// As good as forgotten.
     fn are_full(&mut self, now: Instant) -> bool {
         let all = [&mut self.requests, &mut self.tokens, &mut self.other];
@@ -93,12 +101,8 @@ impl Limits {
     /// Counts one request.
     pub(crate) fn request(&self, project: &ProjectId, class: Class) -> Result<(), Refusal> {
         let now = Instant::now();
-        self.with(project, now, |buckets, config| {
-            let (bucket, limit) = match class {
-                Class::Completion => (&mut buckets.requests, config.requests_per_minute),
-                Class::Other => (&mut buckets.other, config.other_requests_per_minute),
-            };
-            take(bucket, project, Measure::Requests, limit, 1, now)
+        self.with(project, now, |buckets| {
+            take(buckets.of(class), project, Measure::Requests, 1, now)
         })
     }
 
@@ -106,17 +110,17 @@ impl Limits {
     /// An answer may be allowed more than the limit: it takes what it can. Gives what was taken.
     fn tokens(&self, project: &ProjectId, prompt: u64, answer: u64) -> Result<u64, Refusal> {
         let now = Instant::now();
-        self.with(project, now, |buckets, config| {
-            let limit = config.tokens_per_minute;
-            let amount = prompt.max(prompt.saturating_add(answer).min(limit));
-            take(&mut buckets.tokens, project, Measure::Tokens, limit, amount, now)?;
-            Ok(amount)
-        })
+        let limit = self.config.tokens_per_minute;
+        let amount = prompt.max(prompt.saturating_add(answer).min(limit));
+        self.with(project, now, |buckets| {
+            take(&mut buckets.tokens, project, Measure::Tokens, amount, now)
+        })?;
+        Ok(amount)
     }
 
     fn correct(&self, project: &ProjectId, taken: u64, really: u64) {
         let now = Instant::now();
-        self.with(project, now, |buckets, _| {
+        self.with(project, now, |buckets| {
             if let Some(bucket) = &mut buckets.tokens {
                 bucket.correct(taken, really, now);
             }
@@ -126,44 +130,28 @@ impl Limits {
     /// Where a project stands, as headers of an answer.
     pub(crate) fn headers(&self, project: &ProjectId, class: Class) -> HeaderMap {
         let now = Instant::now();
-        self.with(project, now, |buckets, config| {
+        self.with(project, now, |buckets| {
             let mut headers = HeaderMap::new();
-            let (requests, limit) = match class {
-                Class::Completion => (&mut buckets.requests, config.requests_per_minute),
-                Class::Other => (&mut buckets.other, config.other_requests_per_minute),
-            };
-            let mut tell = |bucket: &mut Option<Bucket>, names: &told::Names, limit| {
-                if let Some(bucket) = bucket {
-                    told::tell(
-                        &mut headers,
-                        names,
-                        limit,
-                        bucket.remaining(now),
-                        bucket.reset(now),
-                    );
-                }
-            };
-            tell(requests, &told::REQUESTS, limit);
-            if class == Class::Completion {
-                tell(&mut buckets.tokens, &told::TOKENS, config.tokens_per_minute);
+            if let Some(requests) = buckets.of(class) {
+                told::tell(&mut headers, &told::REQUESTS, requests, now);
+            }
+            if class == Class::Completion
+                && let Some(tokens) = &mut buckets.tokens
+            {
+                told::tell(&mut headers, &told::TOKENS, tokens, now);
             }
             headers
         })
     }
 
-    fn with<T>(
-        &self,
-        project: &ProjectId,
-        now: Instant,
-        act: impl FnOnce(&mut Buckets, &LimitsConfig) -> T,
-    ) -> T {
+    fn with<T>(&self, project: &ProjectId, now: Instant, act: impl FnOnce(&mut Buckets) -> T) -> T {
         let mut projects: MutexGuard<'_, Projects> =
             self.projects.lock().unwrap_or_else(PoisonError::into_inner);
         if !projects.buckets.contains_key(project) {
             projects.make_room(now);
         }
         let fresh = || Buckets::full(&self.config, now);
-        act(projects.buckets.entry(project.clone()).or_insert_with(fresh), &self.config)
+        act(projects.buckets.entry(project.clone()).or_insert_with(fresh))
     }
 }
 
@@ -180,11 +168,11 @@ fn take(
     bucket: &mut Option<Bucket>,
     project: &ProjectId,
     measure: Measure,
-    limit: u64,
     requested: u64,
     now: Instant,
 ) -> Result<(), Refusal> {
     let Some(bucket) = bucket else { return Ok(()) };
+    let limit = bucket.limit();
     bucket.take(requested, now).map_err(|wait| Refusal {
         measure,
         project: project.clone(),

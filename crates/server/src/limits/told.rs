@@ -1,10 +1,11 @@
 //! Limits in OpenAI's words: headers, durations, and the texts of refusals.
 
 use std::fmt::{Display, Formatter};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 
+use super::bucket::Bucket;
 use super::{Measure, Refusal};
 
 pub(super) struct Names {
@@ -25,16 +26,10 @@ pub(super) const TOKENS: Names = Names {
     reset: HeaderName::from_static("x-ratelimit-reset-tokens"),
 };
 
-pub(super) fn tell(
-    headers: &mut HeaderMap,
-    names: &Names,
-    limit: u64,
-    remaining: u64,
-    reset: Duration,
-) {
-    headers.insert(names.limit.clone(), HeaderValue::from(limit));
-    headers.insert(names.remaining.clone(), HeaderValue::from(remaining));
-    if let Ok(reset) = HeaderValue::from_str(&duration(reset)) {
+pub(super) fn tell(headers: &mut HeaderMap, names: &Names, bucket: &mut Bucket, now: Instant) {
+    headers.insert(names.limit.clone(), HeaderValue::from(bucket.limit()));
+    headers.insert(names.remaining.clone(), HeaderValue::from(bucket.remaining(now)));
+    if let Ok(reset) = HeaderValue::from_str(&duration(bucket.reset(now))) {
         headers.insert(names.reset.clone(), reset);
     }
 }
