@@ -31,9 +31,7 @@ def pytest_runtest_makereport(item, call):
 @pytest.fixture(scope="session")
 def server(request):
     """All that its clients are answered is held against the API's descriptions, at the end of the run."""
-    up = daemon.Up(KEY)
-    try:
-        up.start()
+    with daemon.Up(KEY) as up:
         if contract.jsonschema is None:
             print("answers are held against no description: cargo xtask setup")
             yield up
@@ -46,8 +44,6 @@ def server(request):
         request.config.stash[AGREEMENT] = agreement
         for exchange in recorder.exchanges:
             agreement.check(exchange)
-    finally:
-        up.close()
 
 
 AGREEMENT = pytest.StashKey()

@@ -151,6 +151,17 @@ class Up(Server):
         environment = {"FINETUNED_API_KEY": key, **(environment or {})}
         super().__init__(key, Process(self.folder, "up", arguments, environment), port)
 
+    def __enter__(self):
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
     def command(self, *arguments):
         """Runs one `finetuned …` beside the server to its end and returns what it printed."""
         done = subprocess.run(

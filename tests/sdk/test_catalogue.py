@@ -274,17 +274,14 @@ def test_a_wrong_state_is_a_400_that_is_not_tried_again(server, tuned):
 @pytest.fixture(scope="module")
 def narrow():
     """A server whose limits are soon reached, and that takes no question for a model."""
-    up = daemon.Up("narrow key", {
+    settings = {
         # One request in two seconds.
         "FINETUNED_LIMITS__REQUESTS_PER_MINUTE": "30",
         "FINETUNED_LIMITS__TOKENS_PER_MINUTE": "6000",
         "FINETUNED_SERVER__MAX_INFERENCE_REQUESTS": "0",
-    })
-    try:
-        up.start()
+    }
+    with daemon.Up("narrow key", settings) as up:
         yield up
-    finally:
-        up.close()
 
 
 def test_an_overloaded_server_is_asked_again_after_the_time_it_names(narrow):

@@ -18,12 +18,8 @@ KILL_AT = 4
 
 @pytest.fixture(scope="module")
 def server():
-    up = daemon.Up("fault key")
-    try:
-        up.start()
+    with daemon.Up("fault key") as up:
         yield up
-    finally:
-        up.close()
 
 
 @pytest.fixture(scope="module")

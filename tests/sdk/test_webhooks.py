@@ -56,12 +56,8 @@ class Receiver:
 
 @pytest.fixture(scope="module")
 def server():
-    up = daemon.Up("webhook key", SETTINGS)
-    try:
-        up.start()
+    with daemon.Up("webhook key", SETTINGS) as up:
         yield up
-    finally:
-        up.close()
 
 
 @pytest.fixture(scope="module")
