@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -26,7 +27,10 @@ pub struct Growth {
 
 /// Runs in view of the user. Fails when the program does.
 pub fn in_view(title: &str, command: &mut Command, limit: Duration) -> Result {
-    let status = status_in_view(title, command, limit)?;
+    succeeded(title, status_in_view(title, command, limit)?)
+}
+
+fn succeeded(title: &str, status: ExitStatus) -> Result {
     if status.success() { Ok(()) } else { Err(format!("{title} failed ({status})").into()) }
 }
 
@@ -48,22 +52,22 @@ pub fn in_view_keeping(
         Err(error) => return (Err(error), Vec::new()),
     };
     let output = child.stdout.take();
-    let reader = std::thread::spawn(move || {
-        let mut kept = Vec::new();
+    let (keep, kept) = mpsc::channel();
+    std::thread::spawn(move || {
         for line in output.into_iter().flat_map(|o| BufReader::new(o).lines()).map_while(|l| l.ok())
         {
             println!("{line}");
             if is_kept(&line) {
-                kept.push(line);
+                // Nobody may want it any more, when the time is over.
+                let _ = keep.send(line);
             }
         }
-        kept
     });
-    let outcome = wait(title, &mut child, limit, || ()).and_then(|status| match status.success() {
-        true => Ok(()),
-        false => Err(format!("{title} failed ({status})").into()),
-    });
-    (outcome, reader.join().unwrap_or_default())
+    match wait(title, &mut child, limit, || ()) {
+        Ok(status) => (succeeded(title, status), kept.iter().collect()),
+        // What has left the killed tree may hold the output open for ever.
+        Err(error) => (Err(error), kept.try_iter().collect()),
+    }
 }
 
 /// Runs with a progress line. The output is shown only when the program fails, its end alone.
