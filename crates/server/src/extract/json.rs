@@ -19,10 +19,14 @@ impl<T: DeserializeOwned> FromRequest<AppState> for Json<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
-        let limit = state.config.max_json_bytes.as_u64() as usize;
-        let bytes = body::collect(request.into_body(), limit).await?;
-        parse(&bytes).map(Self)
+        parse(&read(request, state).await?).map(Self)
     }
+}
+
+/// The body, within the limit of JSON.
+async fn read(request: Request, state: &AppState) -> Result<Bytes, ApiError> {
+    let limit = state.config.max_json_bytes.as_u64() as usize;
+    body::collect(request.into_body(), limit).await
 }
 
 fn parse<T: DeserializeOwned>(bytes: &Bytes) -> Result<T, ApiError> {
@@ -39,8 +43,7 @@ impl<T: DeserializeOwned + Default> FromRequest<AppState> for JsonOrNothing<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
-        let limit = state.config.max_json_bytes.as_u64() as usize;
-        let bytes = body::collect(request.into_body(), limit).await?;
+        let bytes = read(request, state).await?;
         match bytes.iter().all(u8::is_ascii_whitespace) {
             true => Ok(Self(T::default())),
             false => parse(&bytes).map(Self),
@@ -55,9 +58,7 @@ impl FromRequest<AppState> for JsonObject {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
-        let limit = state.config.max_json_bytes.as_u64() as usize;
-        let bytes = body::collect(request.into_body(), limit).await?;
-        object(&bytes).map(Self)
+        object(&read(request, state).await?).map(Self)
     }
 }
 

@@ -162,7 +162,7 @@ impl Part {
         if chunk.len() < SMALL_BYTES {
             self.small.extend_from_slice(&chunk);
             if self.small.len() >= SMALL_BYTES {
-                self.chunks.push(self.small.split().freeze());
+                self.gather();
             }
         } else {
             self.gather();
