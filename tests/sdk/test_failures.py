@@ -54,8 +54,8 @@ FAILURES = {
         "invalid_training_file", FILE + r"Example 5, message 1 has role 'user' but no content"),
     "a weight of 2": (
         with_row(message(weight=2)), None, "invalid_training_file", FILE + r"Example 5, message 2 .*weight"),
-    "prompts and completions": (
-        [{"prompt": "a", "completion": "b"}] * 12, None, "invalid_training_file",
+    "labelled answers for supervised": (
+        [{"prompt": "a", "completion": "b", "label": True}] * 12, None, "invalid_training_file",
         FILE + r"Unexpected file format, expected .*chat messages"),
     "pairs for supervised": (
         [PAIR] * 12, None, "invalid_training_file",

@@ -10,11 +10,12 @@ use std::path::Path;
 use rayon::prelude::*;
 
 use crate::format::{Expected, Format};
-use crate::inspect::{Finding, RawRow, format_of, inspect};
+use crate::inspect::{Finding, RawRow, inspect, shape_of};
 use crate::lines::{Line, LineSplitter};
 use crate::mask::Example;
 use crate::order::Dataset;
 use crate::problem::{Problem, ProblemList, code};
+use crate::shape::Shape;
 use crate::stats::{RowCounts, Stats};
 use crate::tokenizer::ChatTokenizer;
 
@@ -67,8 +68,10 @@ pub struct Checked {
     pub problems: Vec<Problem>,
     /// All problems.
     pub total_problems: u64,
-    /// What the rows are.
+    /// What the rows teach.
     pub format: Format,
+    /// How they are written.
+    pub shape: Shape,
     pub stats: Stats,
 }
 
@@ -88,10 +91,10 @@ struct Rows<'t> {
     limits: Limits,
     batch: Vec<RawRow>,
     batch_bytes: usize,
-    /// What every row must be: the format that was asked for, or of the first row that may be taken.
-    decided: Option<Format>,
-    /// The format of the first row that has one.
-    found: Option<Format>,
+    /// The shape of the first row that may be taken: what every row must have.
+    decided: Option<Shape>,
+    /// The shape of the first row that has one.
+    found: Option<Shape>,
     problems: ProblemList,
     stats: Stats,
     /// Where examples go, if they are wanted.
@@ -106,7 +109,7 @@ impl<'t> Checker<'t> {
             limits,
             batch: Vec::new(),
             batch_bytes: 0,
-            decided: limits.expected.known(),
+            decided: None,
             found: None,
             problems: ProblemList::new(limits.max_problems),
             stats: Stats::default(),
@@ -133,11 +136,12 @@ impl<'t> Checker<'t> {
         rows.flush();
         rows.check_whole();
         let rows = self.rows;
-        let format = rows.format();
+        let (format, shape) = (rows.format(), rows.shape());
         let checked = Checked {
             problems: rows.problems.kept,
             total_problems: rows.problems.total,
             format,
+            shape,
             stats: rows.stats,
         };
         let mut data = Dataset::grouped(rows.examples.unwrap_or_default(), format.sequences());
@@ -149,7 +153,11 @@ impl<'t> Checker<'t> {
 
 impl Rows<'_> {
     fn format(&self) -> Format {
-        self.decided.unwrap_or(Format::Chat)
+        self.shape().format()
+    }
+
+    fn shape(&self) -> Shape {
+        self.decided.unwrap_or(self.limits.expected.usual())
     }
 
     fn line(&mut self, line: Line<'_>) {
@@ -178,36 +186,35 @@ impl Rows<'_> {
         self.batch_bytes = 0;
         let (tokenizer, limits) = (self.tokenizer, self.limits);
         if self.decided.is_none() {
-            let formats = rows.iter().filter_map(|row| format_of(&row.bytes));
-            self.decided = formats.into_iter().find(|&format| limits.expected.takes(format));
+            let mut shapes = rows.iter().filter_map(|row| shape_of(limits.expected, &row.bytes));
+            self.decided = shapes.find(|shape| limits.expected.takes(shape.format()));
         }
-        let format = self.format();
+        let shape = self.shape();
         let findings: Vec<Finding> =
-            rows.into_par_iter().map(|row| inspect(tokenizer, limits, format, &row)).collect();
+            rows.into_par_iter().map(|row| inspect(tokenizer, limits, shape, &row)).collect();
         for finding in findings {
             self.take(finding);
         }
     }
 
     fn take(&mut self, finding: Finding) {
-        let format = self.format();
-        let foreign = finding.format.filter(|&found| found != format);
-        if let Some(other) = foreign.filter(|&other| self.limits.expected.takes(other)) {
-            self.problems.push(mixed(finding.number, format, other));
+        let (format, shape) = (self.format(), self.shape());
+        let foreign = finding.shape.filter(|&found| shape.joined(found).is_none());
+        if let Some(other) = foreign.filter(|other| self.limits.expected.takes(other.format())) {
+            self.problems.push(mixed(finding.number, shape, other));
             return;
         }
+        if self.decided.is_some() {
+            self.decided = finding.shape.and_then(|found| shape.joined(found)).or(self.decided);
+        }
         if self.found.is_none() {
-            self.found = finding.format;
+            self.found = finding.shape;
             if let Some(found) = foreign {
-                self.problems.push(unexpected_format(
-                    finding.number,
-                    format,
-                    self.limits.expected,
-                    found,
-                ));
+                let expected = self.limits.expected;
+                self.problems.push(unexpected_format(finding.number, shape, expected, found));
             }
         }
-        if foreign.is_some() && finding.format == self.found {
+        if foreign.is_some() && finding.shape == self.found {
             // Said once for the whole file.
             return;
         }
@@ -251,7 +258,10 @@ impl Rows<'_> {
                 "{name} file has {count} example(s), but must have at least {least} examples"
             );
             self.problems.push(Problem::of_file(code::INVALID_N_EXAMPLES, message));
-        } else if self.problems.is_empty() && self.stats.target_tokens == 0 {
+        } else if self.problems.is_empty()
+            && self.stats.target_tokens == 0
+            && format != Format::Reinforcement
+        {
             let why = match format {
                 Format::Preference | Format::Labelled => "of every example an answer lies",
                 _ => "every assistant message has weight 0 or lies",
@@ -283,45 +293,44 @@ fn counts(format: Format, finding: &Finding) -> RowCounts {
     }
 }
 
-fn mixed(line: u64, format: Format, found: Format) -> Problem {
+fn mixed(line: u64, shape: Shape, found: Shape) -> Problem {
     let message = format!(
-        "Example {line} looks like {found}, but the first rows of the file are {format}: all rows \
+        "Example {line} looks like {found}, but the first rows of the file are {shape}: all rows \
          of a file must be of one kind"
     );
     Problem::of_line(code::UNEXPECTED_FORMAT, line, message)
 }
 
-fn unexpected_format(line: u64, format: Format, expected: Expected, found: Format) -> Problem {
+fn unexpected_format(line: u64, shape: Shape, expected: Expected, found: Shape) -> Problem {
+    let format = shape.format();
     let wanted = match format {
         Format::Preference => {
             "'input', 'preferred_output' and 'non_preferred_output' in every example"
         }
         Format::Labelled => "'input', 'completion' and 'label' in every example",
         Format::Text => "'text' in every example",
-        _ => "'messages' in every example",
+        Format::Chat | Format::Reinforcement => "'messages' in every example",
     };
     let or_text = match expected {
         Expected::Supervised => ", or plain text ('text' in every example)",
         Expected::One(_) => "",
     };
-    let hint = match found {
+    let hint = match found.format() {
         Format::Preference => " (train those with method 'dpo')",
         Format::Chat | Format::Text if matches!(format, Format::Chat | Format::Text) => {
             " (the validation file must hold what the training file does)"
         }
         Format::Chat | Format::Text => " (train those with method 'supervised')",
         Format::Labelled => " (train those with method 'dpo' and loss_type 'kto')",
-        Format::PromptCompletion => "",
+        Format::Reinforcement => " (those are for method 'reinforcement')",
     };
-    let missing = match format {
-        Format::Preference => "input",
-        Format::Labelled => "label",
-        Format::Text => "text",
-        _ => "messages",
+    let missing = match found.format() {
+        Format::Reinforcement => "has no assistant message",
+        _ => &format!("is missing key '{}'", shape.first_key()),
     };
     let message = format!(
         "Unexpected file format, expected {format} ({wanted}){or_text}, but example {line} looks \
-         like {found}{hint}. Example {line} is missing key '{missing}'."
+         like {found}{hint}. Example {line} {missing}."
     );
     Problem::of_line(code::UNEXPECTED_FORMAT, line, message)
 }

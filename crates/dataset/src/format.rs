@@ -1,22 +1,22 @@
-//! The formats of training rows, recognised by the keys of a row.
+//! What training rows teach, whatever the [`Shape`](crate::Shape) in which they are written.
 
 use std::fmt;
 
-use serde_json::{Map, Value};
+use crate::shape::Shape;
 
-/// What kind of training data a row looks like.
+/// What kind of training data a row is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
-    /// `{"messages": […]}`: supervised chat.
+    /// Conversations of which the assistant's messages are trained.
     Chat,
-    /// `{"input": …, "preferred_output": …, "non_preferred_output": …}`.
+    /// Two answers to one input, of which one is the better.
     Preference,
-    /// `{"input": …, "completion": …, "label": true}`.
+    /// One answer to an input, and whether it is a good one.
     Labelled,
-    /// `{"prompt": …, "completion": …}`.
-    PromptCompletion,
-    /// `{"text": …}`: continued pre-training.
+    /// Continued pre-training.
     Text,
+    /// Conversations that end with the user: the answers are graded, not given.
+    Reinforcement,
 }
 
 /// What the rows of a file may be.
@@ -42,11 +42,24 @@ impl Expected {
         }
     }
 
-    /// The format that is known before any row is.
-    pub(crate) fn known(self) -> Option<Format> {
+    /// What a row that looks like `shape` is taken for: items and conversations differ in their use.
+    pub(crate) fn sees(self, shape: Shape) -> Shape {
+        match (self, shape) {
+            (Self::One(Format::Reinforcement), Shape::Messages | Shape::Chat) => {
+                Shape::Reinforcement
+            }
+            _ => shape,
+        }
+    }
+
+    /// OpenAI's shape, until a row shows another.
+    pub(crate) fn usual(self) -> Shape {
         match self {
-            Self::One(format) => Some(format),
-            Self::Supervised => None,
+            Self::One(Format::Chat) | Self::Supervised => Shape::Messages,
+            Self::One(Format::Preference) => Shape::Preference,
+            Self::One(Format::Labelled) => Shape::Labelled,
+            Self::One(Format::Text) => Shape::Text,
+            Self::One(Format::Reinforcement) => Shape::Reinforcement,
         }
     }
 }
@@ -56,38 +69,6 @@ impl Format {
     pub fn sequences(self) -> usize {
         if self == Self::Preference { 2 } else { 1 }
     }
-
-    /// The word for it in figures about a file.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Chat => "chat",
-            Self::Preference => "preference",
-            Self::Labelled => "labelled",
-            Self::PromptCompletion => "prompt_completion",
-            Self::Text => "text",
-        }
-    }
-
-    pub(crate) fn of(row: &Map<String, Value>) -> Option<Self> {
-        let has = |key: &str| row.contains_key(key);
-        if has("label") && has("completion") {
-            Some(Self::Labelled)
-        } else if has("messages") {
-            Some(Self::Chat)
-        } else if has("preferred_output")
-            || has("non_preferred_output")
-            || has("preferred_completion")
-            || (has("chosen") && has("rejected"))
-        {
-            Some(Self::Preference)
-        } else if has("prompt") && has("completion") {
-            Some(Self::PromptCompletion)
-        } else if has(crate::text::KEY) {
-            Some(Self::Text)
-        } else {
-            None
-        }
-    }
 }
 
 impl fmt::Display for Format {
@@ -96,8 +77,8 @@ impl fmt::Display for Format {
             Self::Chat => "chat messages",
             Self::Preference => "preference pairs",
             Self::Labelled => "labelled answers",
-            Self::PromptCompletion => "prompt/completion pairs",
             Self::Text => "plain text",
+            Self::Reinforcement => "reinforcement items",
         })
     }
 }

@@ -3,14 +3,15 @@
 //! Rows of every format end here as sequences of tokens: one of a chat row, two of a pair (the
 //! preferred answer first), one or more of a text.
 
+use serde_json::{Map, Value};
+
 use crate::check::Limits;
 use crate::error::TemplateError;
-use crate::format::Format;
-use crate::labelled::read_labelled;
+use crate::format::Expected;
 use crate::mask::Example;
-use crate::preference::read_pair;
 use crate::problem::{Problem, ProblemList, code};
-use crate::row::{Conversation, read_object, read_row};
+use crate::row::{Conversation, read_object};
+use crate::shape::{Read, Shape};
 use crate::text::{self, read_text};
 use crate::tokenizer::ChatTokenizer;
 
@@ -26,51 +27,59 @@ pub(crate) struct RawRow {
 pub(crate) struct Finding {
     pub number: u64,
     /// What the row looks like.
-    pub format: Option<Format>,
+    pub shape: Option<Shape>,
     pub problems: ProblemList,
     /// The sequences of a row without fault.
     pub examples: Vec<Example>,
     /// Whether it has something to train on, before anything is cut off.
     pub trains: bool,
-    /// Whether it uses keys of an older version of its format.
+    /// Whether it uses keys of an older version of its shape.
     pub old_keys: bool,
     /// Of a labelled row without fault.
     pub label: Option<bool>,
 }
 
 /// What a line looks like, as far as it can be read at all.
-pub(crate) fn format_of(bytes: &[u8]) -> Option<Format> {
+pub(crate) fn shape_of(expected: Expected, bytes: &[u8]) -> Option<Shape> {
     let text = std::str::from_utf8(bytes).ok()?;
-    Format::of(&read_object(0, text, &mut ProblemList::new(0))?)
+    let row = read_object(0, text, &mut ProblemList::new(0))?;
+    Shape::of(&row).map(|shape| expected.sees(shape))
 }
 
-/// Checks a line as a row of `format`.
+/// Checks a line as a row of a file whose rows have this shape.
 pub(crate) fn inspect(
     tokenizer: &ChatTokenizer,
     limits: Limits,
-    format: Format,
+    shape: Shape,
     row: &RawRow,
 ) -> Finding {
     let mut finding = Finding {
         number: row.number,
-        format: None,
+        shape: None,
         problems: ProblemList::new(limits.max_problems),
         examples: Vec::new(),
         trains: true,
         old_keys: false,
         label: None,
     };
-    let conversations = match std::str::from_utf8(&row.bytes) {
-        Ok(text) if format == Format::Text => {
-            encode_text(tokenizer, limits.max_seq_len, text, &mut finding);
-            return finding;
-        }
-        Ok(text) => read(format, text, &mut finding),
+    let text = match std::str::from_utf8(&row.bytes) {
+        Ok(text) => text,
         Err(error) => {
             finding.problems.push(invalid_utf8(row, error.valid_up_to()));
-            Vec::new()
+            return finding;
         }
     };
+    let Some(object) = read_object(row.number, text, &mut finding.problems) else { return finding };
+    finding.shape = Shape::of(&object).map(|shape| limits.expected.sees(shape));
+    if shape == Shape::Text {
+        encode_text(tokenizer, limits.max_seq_len, object, &mut finding);
+        return finding;
+    }
+    // What shows no shape, or a foreign one, is blamed for what it lacks of this one.
+    let joined = finding.shape.and_then(|found| shape.joined(found));
+    let Read { conversations, label, old_keys } =
+        joined.unwrap_or(shape).read(row.number, object, &mut finding.problems);
+    (finding.label, finding.old_keys) = (label, old_keys);
     let problems = &mut finding.problems;
     for (index, conversation) in conversations.iter().enumerate() {
         find_special_tokens(tokenizer, conversation, index > 0, problems);
@@ -99,10 +108,13 @@ pub(crate) fn inspect(
 }
 
 /// The sequences of a row of text; none when it has a fault.
-fn encode_text(tokenizer: &ChatTokenizer, max_seq_len: usize, row: &str, finding: &mut Finding) {
+fn encode_text(
+    tokenizer: &ChatTokenizer,
+    max_seq_len: usize,
+    row: Map<String, Value>,
+    finding: &mut Finding,
+) {
     let (line, problems) = (finding.number, &mut finding.problems);
-    let Some(row) = read_object(line, row, problems) else { return };
-    finding.format = Format::of(&row);
     let Some(text) = read_text(line, row, problems) else { return };
     let (code, fault) = match tokenizer.control.find(&text) {
         Some(token) => (code::SPECIAL_TOKEN, format!("contains an invalid token: {token}")),
@@ -113,30 +125,6 @@ fn encode_text(tokenizer: &ChatTokenizer, max_seq_len: usize, row: &str, finding
     };
     let problem = Problem::of_line(code, line, format!("Example {line} {fault}"));
     problems.push(problem.at(text::KEY));
-}
-
-/// The conversations of a row in the expected format; none when it has a fault.
-fn read(expected: Format, text: &str, finding: &mut Finding) -> Vec<Conversation> {
-    let problems = &mut finding.problems;
-    if !matches!(expected, Format::Preference | Format::Labelled) {
-        let (format, conversation) = read_row(finding.number, text, problems);
-        finding.format = format;
-        return conversation.into_iter().collect();
-    }
-    let Some(row) = read_object(finding.number, text, problems) else { return Vec::new() };
-    finding.format = Format::of(&row);
-    if expected == Format::Labelled {
-        let labelled = read_labelled(finding.number, row, problems);
-        finding.label = labelled.as_ref().map(|(_, label)| *label);
-        return labelled.into_iter().map(|(conversation, _)| conversation).collect();
-    }
-    match read_pair(finding.number, row, problems) {
-        Some(pair) => {
-            finding.old_keys = pair.old_keys;
-            pair.conversations.into()
-        }
-        None => Vec::new(),
-    }
 }
 
 fn invalid_utf8(row: &RawRow, at: usize) -> Problem {
@@ -166,12 +154,10 @@ fn find_special_tokens(
         let fields = message.as_object().into_iter().flatten();
         for (key, value) in fields {
             if let Some(token) = tokenizer.control.find_in(value) {
-                let (path, words) = conversation.place(index);
-                let message = format!(
-                    "Example {line} message contains an invalid token: {token} ({words}, key '{key}')"
-                );
-                let problem = Problem::of_line(code::SPECIAL_TOKEN, line, message);
-                problems.push(problem.at(format!("{path}.{key}")));
+                let (path, words) = conversation.place_of_field(index, key);
+                let message =
+                    format!("Example {line} message contains an invalid token: {token} ({words})");
+                problems.push(Problem::of_line(code::SPECIAL_TOKEN, line, message).at(path));
             }
         }
     }
@@ -191,10 +177,10 @@ fn find_special_tokens(
 fn not_encodable(conversation: &Conversation, error: &TemplateError) -> Problem {
     let line = conversation.line();
     let place = error.message().map(|message| conversation.place(message - 1));
-    let of = match conversation.answer_start() {
-        0 => String::new(),
-        // The error counts the messages of input and answer together.
-        _ => place.as_ref().map(|(_, words)| format!("{words}: ")).unwrap_or_default(),
+    let of = match &place {
+        // The error counts all messages together, and the row does not.
+        Some((_, words)) if !conversation.is_openais() => format!("{words}: "),
+        _ => String::new(),
     };
     let message = format!("Example {line}, {of}{error}");
     let problem = Problem::of_line(code::CHAT_TEMPLATE, line, message);

@@ -8,11 +8,10 @@ use std::collections::HashSet;
 
 use serde_json::{Map, Value};
 
-use crate::format::Format;
 use crate::message::{MessageList, check_message, name_of_type};
 use crate::problem::{Problem, ProblemList, code};
 
-const ROW_KEYS: [&str; 4] = ["messages", "tools", "parallel_tool_calls", "functions"];
+pub(crate) const ROW_KEYS: [&str; 4] = ["messages", "tools", "parallel_tool_calls", "functions"];
 
 /// One checked row.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,8 +20,19 @@ pub struct Conversation {
     messages: Vec<Value>,
     tools: Vec<Value>,
     trained: Vec<bool>,
-    /// Of an answer that was compared: where it begins among the messages, and its list in the row.
-    answer: Option<(usize, MessageList)>,
+    source: Source,
+}
+
+/// Where the messages of a conversation stand in its row.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Source {
+    /// In `messages`.
+    Chat,
+    /// In `input.messages`, and from `start` on in the list of the answer.
+    Answer { start: usize, list: MessageList },
+    /// In another shape: the path of each. An answer that is compared with another begins at
+    /// `answer_start`.
+    Own { answer_start: usize, places: Vec<String> },
 }
 
 impl Conversation {
@@ -31,7 +41,7 @@ impl Conversation {
         self.line
     }
 
-    /// As in the file: OpenAI's message objects.
+    /// OpenAI's message objects: as in the file, or what another shape says in them.
     pub fn messages(&self) -> &[Value] {
         &self.messages
     }
@@ -58,36 +68,67 @@ impl Conversation {
             messages: [input, answer].concat(),
             tools: tools.to_vec(),
             trained: input.iter().map(|_| false).chain(answer.iter().map(is_assistant)).collect(),
-            answer: Some((input.len(), list)),
+            source: Source::Answer { start: input.len(), list },
         }
+    }
+
+    /// `messages` and `tools` must be good ones of OpenAI's.
+    pub(crate) fn new(
+        line: u64,
+        messages: Vec<Value>,
+        tools: Vec<Value>,
+        trained: Vec<bool>,
+        source: Source,
+    ) -> Self {
+        Self { line, messages, tools, trained, source }
     }
 
     /// Where message `index` stands in the row, as a path and in words.
     pub(crate) fn place(&self, index: usize) -> (String, String) {
-        match self.answer {
-            None => MessageList::CHAT.place(index),
-            Some((first, _)) if index < first => MessageList::INPUT.place(index),
-            Some((first, list)) => list.place(index - first),
+        match &self.source {
+            Source::Chat => MessageList::CHAT.place(index),
+            Source::Answer { start, .. } if index < *start => MessageList::INPUT.place(index),
+            Source::Answer { start, list } => list.place(index - start),
+            Source::Own { places, .. } => {
+                let place = places.get(index).cloned().unwrap_or_default();
+                (place.clone(), place)
+            }
         }
     }
 
-    /// Where the answer begins among the messages; 0 without a compared answer.
+    /// The same of a field of that message.
+    pub(crate) fn place_of_field(&self, index: usize, key: &str) -> (String, String) {
+        let (path, words) = self.place(index);
+        match self.source {
+            // The field has another name there, or none.
+            Source::Own { .. } => (path, words),
+            _ => (format!("{path}.{key}"), format!("{words}, key '{key}'")),
+        }
+    }
+
+    /// Whether the row counts its messages as [`messages`](Self::messages) does.
+    pub(crate) fn is_openais(&self) -> bool {
+        self.source == Source::Chat
+    }
+
+    /// Where a compared answer begins among the messages; 0 without one.
     pub(crate) fn answer_start(&self) -> usize {
-        self.answer.map_or(0, |(first, _)| first)
+        match self.source {
+            Source::Chat => 0,
+            Source::Answer { start, .. } | Source::Own { answer_start: start, .. } => start,
+        }
     }
 
     /// The path of the tools in the row.
     pub(crate) fn tools_path(&self) -> &'static str {
-        if self.answer.is_some() { "input.tools" } else { "tools" }
+        if matches!(self.source, Source::Answer { .. }) { "input.tools" } else { "tools" }
     }
 
     /// Checks one row of a file. `text` is the row's JSON.
     pub fn parse(line: u64, text: &str) -> Result<Self, Vec<Problem>> {
         let mut problems = ProblemList::new(usize::MAX);
-        match read_row(line, text, &mut problems).1 {
-            Some(conversation) => Ok(conversation),
-            None => Err(problems.kept),
-        }
+        let row = read_object(line, text, &mut problems);
+        row.and_then(|row| read_row(line, row, &mut problems)).ok_or(problems.kept)
     }
 }
 
@@ -108,28 +149,24 @@ pub(crate) fn read_object(
     }
 }
 
-/// Reads and checks one row: what format it seems to have, and the conversation if it has no fault.
+/// Checks one row; none when it has a fault.
 pub(crate) fn read_row(
     line: u64,
-    text: &str,
+    mut row: Map<String, Value>,
     problems: &mut ProblemList,
-) -> (Option<Format>, Option<Conversation>) {
-    let Some(mut row) = read_object(line, text, problems) else {
-        return (None, None);
-    };
-    let format = Format::of(&row);
+) -> Option<Conversation> {
     if !row.contains_key("messages") {
         let message = format!("Example {line} is missing key 'messages'.");
         problems.push(
             Problem::of_line(code::MISSING_MESSAGES_LIST, line, message).at("messages".to_owned()),
         );
-        return (format, None);
+        return None;
     }
     check_keys(line, &row, &ROW_KEYS, "", problems);
     let tools = take_tools(line, &mut row, "", problems);
     let (messages, trained) = take_messages(line, &mut row, problems);
     let whole = problems.is_empty();
-    (format, whole.then_some(Conversation { line, messages, tools, trained, answer: None }))
+    whole.then_some(Conversation { line, messages, tools, trained, source: Source::Chat })
 }
 
 /// Refuses keys that have no meaning. `within` is the object's own path with its dot, or empty.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use dataset::{
-    ChatTokenizer, Checked, Checker, Cursor, Expected, FileRole, Format, Limits, LoadError,
+    ChatTokenizer, Checked, Checker, Cursor, Expected, FileRole, Format, Limits, LoadError, Shape,
     TokenizerParts, code, load,
 };
 use proptest::prelude::*;
@@ -83,7 +83,7 @@ fn each_fault_is_named_with_its_line() {
         (b"hello".to_vec(), code::INVALID_JSON),
         (b"[1]".to_vec(), code::DATA_TYPE),
         (br#"{"text":"x"}"#.to_vec(), code::MISSING_MESSAGES_LIST),
-        (br#"{"prompt":"x","completion":"y"}"#.to_vec(), code::MISSING_MESSAGES_LIST),
+        (br#"{"prompt":"x","completion":"y"}"#.to_vec(), code::UNEXPECTED_FORMAT),
         (ROW.replace("\"user\"", "\"bot\"").into_bytes(), code::UNRECOGNIZED_ROLE),
         (
             ROW.replace("\"assistant\"", "\"user\"").into_bytes(),
@@ -173,8 +173,13 @@ fn byte_order_mark_carriage_returns_and_blank_lines_are_accepted() {
 #[test]
 fn other_formats_are_recognised_and_said_once() {
     let preference = r#"{"input":{"messages":[]},"preferred_output":[],"non_preferred_output":[]}"#;
-    let pairs = r#"{"prompt":"p","completion":"c"}"#;
-    for (row, name) in [(preference, "preference pairs"), (pairs, "prompt/completion pairs")] {
+    let labelled = r#"{"prompt":"p","completion":"c","label":true}"#;
+    let chosen = r#"{"prompt":"p","chosen":"c","rejected":"d"}"#;
+    for (row, name) in [
+        (preference, "preference pairs"),
+        (labelled, "labelled answers"),
+        (chosen, "chosen/rejected pairs"),
+    ] {
         let checked = check([row; 12].join("\n").as_bytes());
         assert_eq!(found(&checked), [(code::UNEXPECTED_FORMAT, Some(1))]);
         let message = &checked.problems[0].message;
@@ -218,6 +223,26 @@ fn rows_of_another_kind_are_refused_by_line() {
     assert_eq!(found(&checked), [(code::UNEXPECTED_FORMAT, Some(1))]);
     let message = &checked.problems[0].message;
     assert!(message.contains("or plain text") && message.contains("method 'dpo'"), "{message}");
+}
+
+#[test]
+fn rows_that_show_no_shape_stand_beside_those_of_openai_and_of_anthropic() {
+    let openais =
+        ROW.replace(r#"[{"role":"user""#, r#"[{"role":"system","content":"s"},{"role":"user""#);
+    let anthropics = ROW.replace(r#"{"messages""#, r#"{"system":"s","messages""#);
+    for (rows, shape) in [([ROW; 12], Shape::Messages), ([&*openais; 12], Shape::Chat)] {
+        assert_eq!(supervised(&rows).shape, shape);
+    }
+    let mut rows = [ROW; 12];
+    (rows[4], rows[7]) = (&anthropics, &anthropics);
+    let checked = supervised(&rows);
+    assert_eq!((found(&checked), checked.shape), (vec![], Shape::Anthropic));
+    assert_eq!(checked.format, Format::Chat);
+    rows[7] = &openais;
+    let checked = supervised(&rows);
+    assert_eq!(found(&checked), [(code::UNEXPECTED_FORMAT, Some(8))]);
+    let message = &checked.problems[0].message;
+    assert!(message.contains("the file are Anthropic messages"), "{message}");
 }
 
 #[test]

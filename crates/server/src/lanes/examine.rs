@@ -58,7 +58,8 @@ impl Examination<'_> {
         let expected = match (self.method, loss_type) {
             (MethodType::Dpo, Some(LossType::Kto)) => Format::Labelled.into(),
             (MethodType::Dpo, _) => Format::Preference.into(),
-            (MethodType::Supervised | MethodType::Reinforcement, _) => Expected::Supervised,
+            (MethodType::Supervised, _) => Expected::Supervised,
+            (MethodType::Reinforcement, _) => Format::Reinforcement.into(),
         };
         self.check(FileRole::Training, file, expected).await
     }
@@ -92,9 +93,9 @@ impl Examination<'_> {
         let mut dataset = json!({});
         let files = [(FileRole::Training, Some(training)), (FileRole::Validation, validation)];
         for (role, checked) in files {
-            let Some(Checked { format, stats, .. }) = checked else { continue };
-            remarks.extend(notes(role, *format, stats, self.cut_at()));
-            dataset[field(role)] = figures(*format, stats);
+            let Some(checked) = checked else { continue };
+            remarks.extend(notes(role, checked, self.cut_at()));
+            dataset[field(role)] = figures(checked.shape, &checked.stats);
         }
         let batch_size = u64::from(hyperparameters.batch_size.max(1));
         Findings {

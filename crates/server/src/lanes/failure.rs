@@ -112,6 +112,7 @@ mod tests {
             problems: problems.iter().enumerate().map(problem).collect(),
             total_problems: total,
             format: dataset::Format::Chat,
+            shape: dataset::Shape::Chat,
             stats: Stats::default(),
         }
     }

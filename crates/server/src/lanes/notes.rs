@@ -1,7 +1,7 @@
 //! What a user should know about files that are good: each note is an event with its lines, and the
 //! figures are shown with the job.
 
-use dataset::{FileRole, Format, Stats};
+use dataset::{Checked, FileRole, Format, Shape, Stats};
 use domain::report::Level;
 use serde_json::{Value, json};
 use store::queue::Note;
@@ -20,12 +20,21 @@ pub(crate) fn field(role: FileRole) -> &'static str {
 }
 
 /// Notes about a file whose examples are cut, or split, at `cut_at` tokens.
-pub(crate) fn notes(role: FileRole, format: Format, stats: &Stats, cut_at: u32) -> Vec<Note> {
+pub(crate) fn notes(role: FileRole, checked: &Checked, cut_at: u32) -> Vec<Note> {
+    let Checked { format, stats, .. } = checked;
+    let format = *format;
     let file = match role {
         FileRole::Training => "Training",
         FileRole::Validation => "Validation",
     };
     let mut notes = Vec::new();
+    if let Some(how) = read_as(checked.shape) {
+        let message = format!("{file} file: its rows are {}, {how}", checked.shape);
+        let data = json!({
+            "file": field(role), "finding": "format", "format": checked.shape.as_str(),
+        });
+        notes.push(Note { level: Level::Info, message, data });
+    }
     let mut tell = |level, finding: &str, count: u64, lines: Option<&[u64]>, text: String| {
         if count == 0 {
             return;
@@ -78,6 +87,25 @@ pub(crate) fn notes(role: FileRole, format: Format, stats: &Stats, cut_at: u32) 
     notes
 }
 
+/// What became of rows that are not in OpenAI's shape, nor in one of ours.
+fn read_as(shape: Shape) -> Option<&'static str> {
+    match shape {
+        Shape::Messages
+        | Shape::Chat
+        | Shape::Preference
+        | Shape::Labelled
+        | Shape::Text
+        | Shape::Reinforcement => None,
+        Shape::Anthropic | Shape::Alpaca | Shape::ShareGpt => {
+            Some("which were read as conversations.")
+        }
+        Shape::PromptCompletion => Some(
+            "of which each was read as one message of the user and the assistant's answer to it.",
+        ),
+        Shape::ChosenRejected => Some("which were read as preferred and non-preferred outputs."),
+    }
+}
+
 /// `lines 1, 5, 9 and 4 more`.
 fn lines(numbers: &[u64], total: u64) -> String {
     let shown: Vec<String> = numbers.iter().take(LINES_SHOWN).map(u64::to_string).collect();
@@ -88,10 +116,10 @@ fn lines(numbers: &[u64], total: u64) -> String {
 }
 
 /// The figures shown with the job.
-pub(crate) fn figures(format: Format, stats: &Stats) -> Value {
+pub(crate) fn figures(shape: Shape, stats: &Stats) -> Value {
     let first = |lines: &[u64]| json!(&lines[..lines.len().min(LINES_OF_FIGURES)]);
     json!({
-        "format": format.as_str(),
+        "format": shape.as_str(),
         "n_examples": stats.n_examples,
         "n_sequences": stats.n_sequences,
         "tokens": stats.tokens,
@@ -114,6 +142,22 @@ pub(crate) fn figures(format: Format, stats: &Stats) -> Value {
 mod tests {
     use super::*;
 
+    fn checked(shape: Shape, stats: Stats) -> Checked {
+        Checked { problems: Vec::new(), total_problems: 0, format: shape.format(), shape, stats }
+    }
+
+    #[test]
+    fn it_is_told_how_rows_of_another_shape_were_read() {
+        let file = checked(Shape::PromptCompletion, Stats::default());
+        let [note] = &notes(FileRole::Training, &file, 512)[..] else { panic!() };
+        assert_eq!(
+            note.message,
+            "Training file: its rows are prompt/completion pairs, of which each was read as one \
+             message of the user and the assistant's answer to it."
+        );
+        assert_eq!(note.data["format"], "prompt_completion");
+    }
+
     #[test]
     fn truncated_rows_are_named_and_counted() {
         let stats = Stats {
@@ -124,7 +168,7 @@ mod tests {
             lines_targets_cut: vec![7],
             ..Stats::default()
         };
-        let notes = notes(FileRole::Training, Format::Chat, &stats, 512);
+        let notes = notes(FileRole::Training, &checked(Shape::Chat, stats), 512);
         let [cut, lost] = notes.as_slice() else { panic!("{notes:?}") };
         let text = &cut.message;
         assert!(text.starts_with("Training file: 25 of 100 examples are longer than 512 tokens"));
@@ -139,15 +183,10 @@ mod tests {
     #[test]
     fn a_file_without_remarks_has_no_notes() {
         let stats = Stats { n_examples: 10, n_undesirable: 5, ..Stats::default() };
-        assert_eq!(notes(FileRole::Validation, Format::Labelled, &stats, 512), []);
-        let [one] = &notes(
-            FileRole::Validation,
-            Format::Labelled,
-            &Stats { n_undesirable: 10, ..stats },
-            512,
-        )[..] else {
-            panic!()
-        };
+        let good = checked(Shape::Labelled, stats.clone());
+        assert_eq!(notes(FileRole::Validation, &good, 512), []);
+        let bad = checked(Shape::Labelled, Stats { n_undesirable: 10, ..stats });
+        let [one] = &notes(FileRole::Validation, &bad, 512)[..] else { panic!() };
         assert!(one.message.contains("10 of 10 examples are labelled as bad ones"));
     }
 }
