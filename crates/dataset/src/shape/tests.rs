@@ -241,16 +241,19 @@ fn an_item_of_reinforcement_ends_with_the_user() {
     assert_eq!(paths, ["messages[0].role", "messages", "messages"]);
 }
 
+/// Each row has one fault, with this code at this place.
+fn assert_faults(cases: &[(Value, &str, &str)]) {
+    for (row, code, path) in cases {
+        let (_, conversations, faults) = read(row);
+        assert!(conversations.is_empty(), "{row}");
+        assert_eq!(faults, [(*code, (*path).to_owned())], "{row}");
+    }
+}
+
 #[test]
-fn every_fault_is_named_with_its_place_in_the_users_own_shape() {
+fn faults_of_anthropics_rows_are_named_with_their_places() {
     let asked = says("user", "q");
-    let user = |blocks: Value| json!({"system": "s", "messages": [{"role": "user", "content": blocks}, says("assistant", "a")]});
-    let assistant = |blocks: Value| json!({"system": "s", "messages": [asked, {"role": "assistant", "content": blocks}]});
-    let used = json!({"type": "tool_use", "id": "t", "name": "f", "input": {}});
-    let text = json!({"type": "text", "text": "x"});
-    let sharegpt = |turns: Value| json!({ "conversations": turns });
-    let cases: Vec<(Value, &str, &str)> = vec![
-        // Anthropic
+    assert_faults(&[
         (
             json!({"system": 1, "messages": [asked, says("assistant", "a")]}),
             code::DATA_TYPE,
@@ -290,6 +293,22 @@ fn every_fault_is_named_with_its_place_in_the_users_own_shape() {
             "messages[1].weight",
         ),
         (
+            json!({"system": "s", "messages": [asked, says("assistant", "a")], "tools": [{"input_schema": {}}]}),
+            code::INVALID_TOOL,
+            "tools[0]",
+        ),
+    ]);
+}
+
+#[test]
+fn faults_of_anthropics_blocks_are_named_with_their_places() {
+    let asked = says("user", "q");
+    let user = |blocks: Value| json!({"system": "s", "messages": [{"role": "user", "content": blocks}, says("assistant", "a")]});
+    let assistant = |blocks: Value| json!({"system": "s", "messages": [asked, {"role": "assistant", "content": blocks}]});
+    let used = json!({"type": "tool_use", "id": "t", "name": "f", "input": {}});
+    let text = json!({"type": "text", "text": "x"});
+    assert_faults(&[
+        (
             user(json!([{"type": "image", "source": {}}])),
             code::UNSUPPORTED_CONTENT,
             "messages[0].content[0]",
@@ -319,12 +338,12 @@ fn every_fault_is_named_with_its_place_in_the_users_own_shape() {
             code::INVALID_TOOL_CALL,
             "messages[1].content[0]",
         ),
-        (
-            json!({"system": "s", "messages": [asked, says("assistant", "a")], "tools": [{"input_schema": {}}]}),
-            code::INVALID_TOOL,
-            "tools[0]",
-        ),
-        // Alpaca
+    ]);
+}
+
+#[test]
+fn faults_of_alpacas_rows_are_named_with_their_places() {
+    assert_faults(&[
         (json!({"instruction": "", "output": "a"}), code::MISSING_CONTENT, "instruction"),
         (json!({"instruction": "q", "output": 1}), code::DATA_TYPE, "output"),
         (json!({"instruction": "q", "output": "a", "input": 1}), code::DATA_TYPE, "input"),
@@ -335,7 +354,13 @@ fn every_fault_is_named_with_its_place_in_the_users_own_shape() {
             "history[0]",
         ),
         (json!({"instruction": "q", "output": "a", "mood": "x"}), code::UNRECOGNIZED_KEY, "mood"),
-        // ShareGPT
+    ]);
+}
+
+#[test]
+fn faults_of_sharegpts_rows_are_named_with_their_places() {
+    let sharegpt = |turns: Value| json!({ "conversations": turns });
+    assert_faults(&[
         (sharegpt(json!([])), code::MISSING_MESSAGES_LIST, "conversations"),
         (sharegpt(json!("x")), code::DATA_TYPE, "conversations"),
         (
@@ -379,7 +404,12 @@ fn every_fault_is_named_with_its_place_in_the_users_own_shape() {
             "conversations[1].weight",
         ),
         (json!({"conversations": [turn("gpt", "a")], "tools": "x"}), code::DATA_TYPE, "tools"),
-        // Prompt and completion
+    ]);
+}
+
+#[test]
+fn faults_of_prompts_and_completions_are_named_with_their_places() {
+    assert_faults(&[
         (json!({"prompt": "q", "completion": ""}), code::MISSING_CONTENT, "completion"),
         (json!({"prompt": 1, "completion": "a"}), code::DATA_TYPE, "prompt"),
         (json!({"question": "", "answer": "a"}), code::MISSING_CONTENT, "question"),
@@ -389,7 +419,13 @@ fn every_fault_is_named_with_its_place_in_the_users_own_shape() {
             code::UNRECOGNIZED_ROLE,
             "prompt[0].role",
         ),
-        // Chosen and rejected
+    ]);
+}
+
+#[test]
+fn faults_of_chosen_and_rejected_are_named_with_their_places() {
+    let asked = says("user", "q");
+    assert_faults(&[
         (json!({"chosen": "a", "rejected": "b"}), code::MISSING_KEY, "prompt"),
         (json!({"prompt": "q", "chosen": "", "rejected": "b"}), code::MISSING_CONTENT, "chosen"),
         (json!({"prompt": "q", "chosen": "a", "rejected": 1}), code::DATA_TYPE, "rejected"),
@@ -409,12 +445,7 @@ fn every_fault_is_named_with_its_place_in_the_users_own_shape() {
             code::MESSAGE_UNRECOGNIZED_KEY,
             "chosen[0].weight",
         ),
-    ];
-    for (row, code, path) in cases {
-        let (_, conversations, faults) = read(&row);
-        assert!(conversations.is_empty(), "{row}");
-        assert_eq!(faults, [(code, path.to_owned())], "{row}");
-    }
+    ]);
 }
 
 #[test]
