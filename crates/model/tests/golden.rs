@@ -203,7 +203,9 @@ fn a_packed_batch_equals_its_documents_one_by_one() {
             sum += part.loss;
         }
         assert!((whole.loss / sum - 1.0).abs() < 1e-6);
-        assert_close(name, packed.flat(), single.flat(), 1e-6);
+        // The products sum in another order, which depends on the processor: up to 1.07e-6 was measured with
+        // AVX2, 1.003e-6 with AVX-512. A token that saw its neighbour would change the gradient by percents.
+        assert_close(name, packed.flat(), single.flat(), 3e-6);
     }
 }
 
@@ -306,6 +308,31 @@ fn greedy_tokens_equal_peft_token_by_token_and_at_once() {
         let text: Vec<i64> = prompt.iter().chain(&golden[..golden.len() - 1]).copied().collect();
         let at_once = case.decoder.extend(&mut whole, &text, Some(&case.adapter));
         assert_close(name, &at_once, &logits, 1e-5);
+    }
+}
+
+/// The head is linear, so it makes of a text's mean state the mean of its logits, which transformers told.
+#[test]
+fn the_mean_state_of_a_text_gives_the_mean_of_its_logits() {
+    let case = Case::open("llama-tied");
+    let weights = TensorFile::open(&case.folder.join("model/model.safetensors")).unwrap();
+    let head = weights.get_f32("model.embed_tokens.weight").unwrap();
+    let head = Tensor::from_slice(&head).view([-1, case.decoder.spec().hidden_size as i64]);
+    let (logits, mut row) = (case.tensor("logits"), 0);
+    for document in documents_of(&case.batch) {
+        let tokens = document.tokens();
+        let mut cache = KvCache::new(&case.decoder, tokens, Some(&case.adapter));
+        // In two pieces, as long prompts are read, and without the first token.
+        let (first, rest) = document.input_ids.split_at(tokens / 2);
+        let sums = [(first, 1), (rest, 0)].map(|(ids, skipped)| {
+            let (decoder, adapter) = (&case.decoder, Some(&case.adapter));
+            Tensor::from_slice(&decoder.extend_summed(&mut cache, ids, skipped, adapter))
+        });
+        let mean = (&sums[0] + &sums[1]).to_kind(tch::Kind::Float) / (tokens - 1) as f64;
+        let rows = logits.narrow(0, row + 1, tokens as i64 - 1);
+        let expected = rows.mean_dim([0i64].as_slice(), false, None);
+        assert_close("mean state", &head.mv(&mean), &expected, 1e-5);
+        row += tokens as i64;
     }
 }
 
