@@ -97,9 +97,19 @@ def test_every_metric_has_its_librarys_value(client):
         assert flags(graded) == []
         assert run(client, similarity(metric), item["label"], item).reward == pytest.approx(1, abs=2e-3)
     assert run(client, similarity("rouge_1", pass_threshold=0.9)).metadata.passed is True
-    with pytest.raises(openai.BadRequestError) as caught:
-        run(client, similarity("cosine"))
-    assert caught.value.param == "grader.evaluation_metric" and "embedding" in caught.value.message
+
+
+def test_a_cosine_compares_the_embeddings_of_a_model(client):
+    item = {"label": "The bank raised its interest rates for the third time this year."}
+    near = "For the third time this year, the bank has increased its interest rates."
+    far = "Our cat sleeps under the kitchen table."
+    same, alike, unlike = (run(client, similarity("cosine"), text, item) for text in (item["label"], near, far))
+    assert same.reward == pytest.approx(1, abs=1e-6)
+    assert 1 > alike.reward > unlike.reward + 0.1 and unlike.reward >= 0
+    assert alike.metadata.sampled_model_name == BASE_MODEL and alike.metadata.token_usage > 20
+    assert alike.model_grader_token_usage_per_model.keys() == {BASE_MODEL}
+    long = run(client, similarity("cosine"), "word " * 20_000, item)
+    assert long.reward == 0 and flags(long) == ["truncated_observation_error"]
 
 
 def test_a_multi_grader_computes_its_formula(client):

@@ -99,6 +99,11 @@ impl Question {
         let prompt = Prompt::Score { messages, tools };
         Self { prompt, ..Self::chat(Vec::new(), Sampling::default()) }
     }
+
+    /// A text's embedding is wanted.
+    pub fn embedding(text: String) -> Self {
+        Self { prompt: Prompt::Embed { text }, ..Self::chat(Vec::new(), Sampling::default()) }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -108,6 +113,8 @@ pub enum Prompt {
     Chat { messages: Vec<Value>, tools: Vec<Value> },
     /// A whole conversation, to be scored by a reward model.
     Score { messages: Vec<Value>, tools: Vec<Value> },
+    /// A text whose embedding is wanted, without any template.
+    Embed { text: String },
     /// A text to go on with, without any template.
     Text { text: String, echo: bool },
     /// The same as tokens.
@@ -213,6 +220,8 @@ pub enum GenerationEvent {
     Finished { index: u32, reason: FinishReason },
     /// What a reward model says about the messages.
     Scored { score: f64 },
+    /// The text's direction: the mean of its tokens' states after the final norm, at length 1.
+    Embedded { embedding: Vec<f32> },
     /// Every choice has ended; nothing follows.
     Done { prompt_tokens: u32, completion_tokens: u32 },
     /// The request cannot be answered; nothing follows.

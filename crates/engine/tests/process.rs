@@ -152,6 +152,7 @@ struct Answer {
     prompt_tokens: u32,
     completion_tokens: u32,
     score: Option<f64>,
+    embedding: Option<Vec<f32>>,
     failure: Option<(String, String)>,
     echo: Option<(String, Vec<TokenLogprob>)>,
     /// Of the first choice.
@@ -171,6 +172,9 @@ impl Answer {
             match event {
                 GenerationEvent::Started { .. } => {}
                 GenerationEvent::Scored { score } => answer.score = Some(*score),
+                GenerationEvent::Embedded { embedding } => {
+                    answer.embedding = Some(embedding.clone());
+                }
                 GenerationEvent::Echo { text, logprobs } => {
                     answer.echo = Some((text.clone(), logprobs.clone()));
                 }
@@ -314,6 +318,30 @@ fn a_reward_model_scores_whole_conversations_and_does_not_answer() {
     assert_eq!(code(ask(conversation(question, good), &None, true)), "wrong_model");
     let long = conversation(&"x".repeat(CONTEXT), good);
     assert_eq!(code(ask(long, &adapter, true)), "context_length_exceeded");
+    assert!(engine.end().success());
+}
+
+#[test]
+fn an_embedding_is_a_direction_that_the_text_alone_decides() {
+    let model = model();
+    let config = model.path().join("config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replace(&CONTEXT.to_string(), "512")).unwrap();
+    let mut engine = Engine::start(model.path());
+    let mut embed = |text: &str| engine.question("embedded", Question::embedding(text.to_owned()));
+    // Longer than one turn reads.
+    let long = "a b ".repeat(100);
+    let [one, again, other] = [&long, &long, "b c d"].map(&mut embed);
+    let direction = |answer: &Answer| answer.embedding.clone().unwrap();
+    let length: f32 = direction(&one).iter().map(|x| x * x).sum();
+    assert!((length - 1.0).abs() < 1e-5, "{length}");
+    assert_eq!(direction(&one), direction(&again));
+    assert_ne!(direction(&one), direction(&other));
+    assert!(one.prompt_tokens > 256 && one.completion_tokens == 0, "{one:?}");
+    // A text without a token has the state of what stands before texts.
+    assert_eq!(embed("").prompt_tokens, 1);
+    let too_long = embed(&"x".repeat(513)).failure.unwrap();
+    assert_eq!(too_long.0, "context_length_exceeded");
     assert!(engine.end().success());
 }
 

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::similarity::Metric;
+use crate::similarity::Measure;
 
 /// One grader.
 #[derive(Debug, Clone, PartialEq)]
@@ -55,7 +55,7 @@ impl Operation {
 pub struct TextSimilarity {
     pub input: String,
     pub reference: String,
-    pub metric: Metric,
+    pub metric: Measure,
 }
 
 /// A model that answers with a number.

@@ -22,5 +22,5 @@ pub use definition::{
 };
 pub use errors::{Errors, Failure};
 pub use fault::Fault;
-pub use similarity::Metric;
+pub use similarity::{Measure, Metric};
 pub use template::{Variables, sample_of_text};

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::definition::{Grader, Kind, Multi, Operation, Python, StringCheck, TextSimilarity};
 use crate::fault::Fault;
-use crate::similarity::Metric;
+use crate::similarity::Measure;
 use crate::{formula, template};
 use fields::Fields;
 
@@ -191,13 +191,8 @@ fn text_similarity(fields: &Fields<'_>) -> Result<Kind, Fault> {
     let reference = fields.bounded_text("reference", MAX_TEMPLATE_BYTES)?.to_owned();
     let word = fields.text("evaluation_metric")?;
     let path = fields.at("evaluation_metric");
-    if word == "cosine" {
-        let why = "'cosine' compares embeddings, and this server has no embedding model. Use \
-                   'fuzzy_match', 'meteor', 'rouge_l' or another metric, or a 'score_model' grader.";
-        return Err(Fault::invalid(path, why));
-    }
-    let metric = Metric::from_word(word)
-        .ok_or_else(|| Fault::unsupported(path, word, &Metric::ALL.map(Metric::as_str)))?;
+    let metric = Measure::from_word(word)
+        .ok_or_else(|| Fault::unsupported(path, word, &Measure::words()))?;
     Ok(Kind::TextSimilarity(TextSimilarity { input, reference, metric }))
 }
 

@@ -16,6 +16,38 @@ mod tokens;
 /// Characters of either text.
 pub const MAX_CHARACTERS: usize = 1 << 16;
 
+/// What `evaluation_metric` names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Measure {
+    /// Computed here, from the texts alone.
+    Text(Metric),
+    /// The cosine of the texts' embeddings, which a model makes.
+    Cosine,
+}
+
+impl Measure {
+    /// Every word that there is.
+    pub fn words() -> Vec<&'static str> {
+        let mut words: Vec<_> = Metric::ALL.into_iter().map(Metric::as_str).collect();
+        words.push(Self::Cosine.as_str());
+        words
+    }
+
+    pub fn from_word(word: &str) -> Option<Self> {
+        if word == Self::Cosine.as_str() {
+            return Some(Self::Cosine);
+        }
+        Metric::from_word(word).map(Self::Text)
+    }
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Text(metric) => metric.as_str(),
+            Self::Cosine => "cosine",
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Metric {
     FuzzyMatch,
@@ -61,6 +93,15 @@ impl Metric {
     }
 }
 
+/// The cosine of two directions, from 0 to 1: what points apart is not alike at all.
+pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
+    let product = |a: &[f32], b: &[f32]| -> f64 {
+        a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+    };
+    let lengths = (product(a, a) * product(b, b)).sqrt();
+    if lengths > 0.0 { (product(a, b) / lengths).clamp(0.0, 1.0) } else { 0.0 }
+}
+
 /// How alike `input` is to `reference`; none when one of them is longer than [`MAX_CHARACTERS`].
 pub fn similarity(metric: Metric, input: &str, reference: &str) -> Option<f64> {
     let is_long =
@@ -89,4 +130,26 @@ fn fuzzy_match(input: &str, reference: &str) -> f64 {
     }
     let common = subsequence::longest_common(&input, &reference);
     1.0 - (all - 2 * common) as f64 / all as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_and_measures_are_the_same_list() {
+        for word in Measure::words() {
+            assert_eq!(Measure::from_word(word).unwrap().as_str(), word);
+        }
+        assert_eq!((Measure::words().len(), Measure::from_word("rouge_9")), (11, None));
+    }
+
+    #[test]
+    fn a_cosine_tells_directions_whatever_their_length() {
+        assert_eq!(cosine(&[3.0, 4.0], &[6.0, 8.0]), 1.0);
+        assert!((cosine(&[1.0, 0.0], &[1.0, 1.0]) - 0.5f64.sqrt()).abs() < 1e-12);
+        assert_eq!(cosine(&[1.0, 0.0], &[0.0, 1.0]), 0.0);
+        assert_eq!(cosine(&[1.0, 0.0], &[-1.0, 0.0]), 0.0);
+        assert_eq!(cosine(&[0.0, 0.0], &[1.0, 0.0]), 0.0);
+    }
 }

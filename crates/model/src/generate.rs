@@ -124,13 +124,11 @@ impl Decoder {
         ids: &[i64],
         adapter: Option<&Adapter>,
     ) -> Vec<Vec<f32>> {
-        self.check_append(cache, ids);
         let decoder = self.under(adapter);
         let logits = no_grad(|| {
-            let hidden = decoder.append(vec![(&*cache, ids.len())], ids, adapter, &[]);
+            let hidden = self.read_each(cache, ids, adapter);
             decoder.head_logits_few(&decoder.final_norm(&hidden).0).to_device(Device::Cpu)
         });
-        cache.len += ids.len();
         let row = |row| Vec::try_from(logits.i(row)).expect("logits are f32 rows");
         (0..ids.len() as i64).map(row).collect()
     }
@@ -151,6 +149,21 @@ impl Decoder {
             last = decoder.extend_part(cache, part, adapter);
         }
         last
+    }
+
+    /// Appends `ids` to the cache and answers the hidden state after each of them, `[N, D]`; panics as
+    /// [`extend`](Self::extend). All of them are held at once, so `ids` should be few.
+    pub(crate) fn read_each(
+        &self,
+        cache: &mut KvCache,
+        ids: &[i64],
+        adapter: Option<&Adapter>,
+    ) -> Tensor {
+        self.check_append(cache, ids);
+        let decoder = self.under(adapter);
+        let hidden = decoder.append(vec![(&*cache, ids.len())], ids, adapter, &[]);
+        cache.len += ids.len();
+        hidden
     }
 
     /// Appends one token to each of several caches in one pass, and answers the logits after each: f32

@@ -12,6 +12,7 @@ mod adapter;
 mod arrangement;
 mod batch;
 mod decoder;
+mod embed;
 #[cfg(test)]
 mod finite_differences;
 mod form;

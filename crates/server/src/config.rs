@@ -111,6 +111,8 @@ pub struct GradersConfig {
     /// How long a model that grades may take for one answer.
     #[serde(with = "humantime_serde")]
     pub judge_timeout: Duration,
+    /// The model whose states `cosine` compares; empty: the smallest base model.
+    pub embedding_model: String,
     /// The interpreter of Python graders, or `off`.
     pub python: String,
     /// How long one Python grader may take, by the wall clock and of processor time.
@@ -172,6 +174,7 @@ impl Default for GradersConfig {
     fn default() -> Self {
         Self {
             judge_timeout: Duration::from_secs(120),
+            embedding_model: String::new(),
             python: "python3".to_owned(),
             python_timeout: Duration::from_secs(120),
             python_memory: ByteSize::gib(2),

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::egress::Egress;
 use crate::follow::Hub;
-use crate::grading::Interpreters;
+use crate::grading::{Centers, Interpreters};
 use crate::inference::broker::Broker;
 use crate::lanes::models::Models;
 use crate::limits::Limits;
@@ -30,6 +30,8 @@ pub(crate) struct Inner {
     pub limits: Arc<Limits>,
     pub upload_turns: UploadTurns,
     pub interpreters: Interpreters,
+    /// What the embeddings of all texts share.
+    pub centers: Centers,
     pub wake: Wake,
     /// Who reads the events of which jobs as they happen.
     pub follow: Hub,
@@ -77,6 +79,7 @@ impl AppState {
             limits,
             upload_turns: UploadTurns::default(),
             interpreters,
+            centers: Centers::default(),
             wake,
             follow,
             looks,

@@ -34,17 +34,26 @@ async fn run(server: &TestServer, grader: &Value, sample: &str) -> Value {
 
 /// Takes the next question of a judge and answers it.
 async fn judge(server: &TestServer, answer: &str, reason: FinishReason) -> InferenceTask {
-    let models = [MODEL.to_owned(), format!("{MODEL}@auto")];
-    let next = json!({"worker_id": "w", "base_models": models, "wait_seconds": 20});
-    let worker = Worker::of(server);
-    let task = worker.request(Method::POST, "/inference/next").json(&next).send().await.unwrap();
-    let task: InferenceTask = task.json().await.unwrap();
     let events = [
         GenerationEvent::Started { prompt_tokens: 30 },
         GenerationEvent::Delta { index: 0, text: answer.to_owned(), logprobs: Vec::new() },
         GenerationEvent::Finished { index: 0, reason },
         GenerationEvent::Done { prompt_tokens: 30, completion_tokens: 12 },
     ];
+    tell(server, |_| events.to_vec()).await
+}
+
+/// Takes the next question and tells these events of it.
+async fn tell(
+    server: &TestServer,
+    events: impl Fn(&Prompt) -> Vec<GenerationEvent>,
+) -> InferenceTask {
+    let models = [MODEL.to_owned(), format!("{MODEL}@auto")];
+    let next = json!({"worker_id": "w", "base_models": models, "wait_seconds": 20});
+    let worker = Worker::of(server);
+    let task = worker.request(Method::POST, "/inference/next").json(&next).send().await.unwrap();
+    let task: InferenceTask = task.json().await.unwrap();
+    let events = events(&task.question.prompt);
     let lines: Vec<String> =
         events.iter().map(|event| serde_json::to_string(event).unwrap() + "\n").collect();
     let path = format!("/inference/{}/events", task.id);
@@ -105,6 +114,42 @@ async fn a_graded_sample_has_the_services_shape() {
         "model_grader_token_usage_per_model": {},
     });
     assert_eq!(graded, expected);
+}
+
+#[tokio::test]
+async fn a_cosine_is_that_of_two_embeddings_and_their_tokens_are_counted() {
+    let server = TestServer::start().await;
+    let grader = json!({"type": "text_similarity", "name": "near", "evaluation_metric": "cosine",
+                        "input": "{{sample.output_text}}", "reference": "{{item.label}}"});
+    let (status, refused) = server.post(VALIDATE, &json!({ "grader": grader })).await;
+    let (_, param, message) = error_of(&refused);
+    assert_eq!((status.as_u16(), param), (400, json!("grader.evaluation_metric")), "{message}");
+    assert!(message.contains("no base model"), "{message}");
+    let server = server.with_model().await;
+    let embedded = |prompt: &Prompt| {
+        let embedding = match prompt {
+            Prompt::Embed { text } if text == "navy" => vec![0.6, 0.8],
+            Prompt::Embed { text } if text == "blue" => vec![1.0, 0.0],
+            // Of the fourteen ordinary texts, one is "blue".
+            Prompt::Embed { .. } => vec![0.0, 0.0],
+            other => panic!("{other:?}"),
+        };
+        vec![
+            GenerationEvent::Started { prompt_tokens: 3 },
+            GenerationEvent::Embedded { embedding },
+            GenerationEvent::Done { prompt_tokens: 3, completion_tokens: 0 },
+        ]
+    };
+    let graded = tokio::select! {
+        graded = run(&server, &grader, "navy") => graded,
+        () = async { loop { tell(&server, embedded).await; } } => unreachable!(),
+    };
+    // What ordinary texts have in common is taken away.
+    let (x, y) = (0.6 - 1.0 / 14.0, 0.8);
+    let expected = x / f64::hypot(x, y);
+    assert!((graded["reward"].as_f64().unwrap() - expected).abs() < 1e-6, "{graded}");
+    assert_eq!(graded["metadata"]["token_usage"], 6);
+    assert_eq!(graded["metadata"]["sampled_model_name"], MODEL);
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@
 //! Who gets the next turn is the scheduler's business; how to draw a token is `model::Sampler`'s.
 //!
 //! A request for a reward model's score is a prompt too: the whole conversation, with the score at its end in
-//! place of choices.
+//! place of choices. So is one for a text's embedding.
 
 mod adapters;
 mod calls;
@@ -28,7 +28,7 @@ use self::choice::{Choice, Rules};
 use self::form::Grammars;
 pub use self::form::Words;
 use self::logprobs::of_token;
-use self::prompt::Wanted;
+use self::prompt::{Aim, Wanted};
 use crate::seed::{Purpose, derive};
 
 /// Prompt tokens read in one turn: what another answer may have to wait for.
@@ -44,8 +44,9 @@ pub struct Generation<'a> {
     seed: u64,
     rules: Rules<'a>,
     adapter: Option<Rc<Adapter>>,
-    /// A score is asked for.
-    scores: bool,
+    aim: Aim,
+    /// Where an embedding is asked for: the sum of the states read so far.
+    states: Vec<f64>,
     prompt: Vec<i64>,
     /// The text to be told before the answer, and how many tokens of the prompt are before it.
     echo: Option<(String, usize)>,
@@ -82,10 +83,10 @@ impl<'a> Generation<'a> {
         let grammars = Grammars::new(&form, &calls, prompt::tools(&prompt), call_form)
             .map_err(|error| failure("invalid_form", error.to_string()))?;
         let lead = if grammars.must_call { grammars.lead() } else { "" };
-        let Wanted { ids, echo, scores, stops } = prompt::read(prompt, lead, decoder, tokenizer)?;
+        let Wanted { ids, echo, aim, stops } = prompt::read(prompt, lead, decoder, tokenizer)?;
         let taken = adapter.as_ref().map_or(0, |adapter| adapter.virtual_tokens());
         let context = decoder.spec().max_position_embeddings.saturating_sub(taken);
-        let limit = prompt::room(ids.len(), context, &sampling, scores)?;
+        let limit = prompt::room(ids.len(), context, &sampling, aim)?;
         let before = ids.last().and_then(|id| u32::try_from(*id).ok());
         // The lead belongs to the answer, so no text before it gives it context.
         let before = before.filter(|_| lead.is_empty());
@@ -94,7 +95,8 @@ impl<'a> Generation<'a> {
             seed: sampling.seed.unwrap_or_else(unpredictable),
             rules: Rules { sampling, tokenizer, stops, grammars, words, before, limit },
             adapter,
-            scores,
+            aim,
+            states: Vec::new(),
             cache: None,
             prompt: ids,
             echo,
@@ -157,7 +159,14 @@ impl<'a> Generation<'a> {
         let most = if tells_rows { PROMPT_ROWS_PER_TURN } else { PROMPT_TOKENS_PER_TURN };
         let upto = self.prompt.len().min(from + most);
         let (part, is_last) = (&self.prompt[from..upto], upto == self.prompt.len());
-        if self.scores && is_last {
+        if let Aim::Embedding { from: first } = self.aim {
+            let skipped = first.saturating_sub(from).min(part.len());
+            let sum = decoder.extend_summed(cache, part, skipped, adapter);
+            self.states.resize(sum.len(), 0.0);
+            self.states.iter_mut().zip(sum).for_each(|(state, more)| *state += more);
+            return if is_last { self.tell_embedding() } else { Vec::new() };
+        }
+        if self.aim == Aim::Score && is_last {
             let score = adapter.and_then(|adapter| decoder.extend_scored(cache, part, adapter));
             return self.tell_score(score);
         }
@@ -199,16 +208,26 @@ impl<'a> Generation<'a> {
     }
 
     fn tell_score(&self, score: Option<f64>) -> Vec<GenerationEvent> {
-        let Some(score) = score.filter(|score| score.is_finite()) else {
-            let failure = internal_error("the score is not a finite number".to_owned());
-            return vec![GenerationEvent::Failed { failure }];
-        };
+        match score.filter(|score| score.is_finite()) {
+            Some(score) => self.tell(GenerationEvent::Scored { score }),
+            None => vec![not_finite("score")],
+        }
+    }
+
+    fn tell_embedding(&self) -> Vec<GenerationEvent> {
+        let length = self.states.iter().map(|state| state * state).sum::<f64>().sqrt();
+        if !length.is_normal() {
+            return vec![not_finite("embedding")];
+        }
+        let embedding = self.states.iter().map(|state| (state / length) as f32).collect();
+        self.tell(GenerationEvent::Embedded { embedding })
+    }
+
+    /// The whole answer of a prompt that nothing follows.
+    fn tell(&self, result: GenerationEvent) -> Vec<GenerationEvent> {
         let prompt_tokens = self.prompt.len() as u32;
-        vec![
-            GenerationEvent::Started { prompt_tokens },
-            GenerationEvent::Scored { score },
-            GenerationEvent::Done { prompt_tokens, completion_tokens: 0 },
-        ]
+        let done = GenerationEvent::Done { prompt_tokens, completion_tokens: 0 };
+        vec![GenerationEvent::Started { prompt_tokens }, result, done]
     }
 
     fn next_choice(&mut self) -> Choice<'a> {
@@ -283,6 +302,10 @@ fn unpredictable() -> u64 {
 
 fn failure(code: &str, message: String) -> GenerationFailure {
     GenerationFailure { code: code.to_owned(), message }
+}
+
+fn not_finite(what: &str) -> GenerationEvent {
+    GenerationEvent::Failed { failure: internal_error(format!("the {what} is not finite")) }
 }
 
 fn internal_error(message: String) -> GenerationFailure {

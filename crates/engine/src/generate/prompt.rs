@@ -9,14 +9,38 @@ use super::failure;
 
 const SCORES_ONLY: &str = "This is a reward model: it does not answer, it scores whole conversations. \
                            Use POST /v1/fine_tuning/score.";
+const NO_EMBEDDINGS: &str =
+    "This is a reward model: it scores whole conversations, and gives no embeddings.";
 const NO_SCORES: &str = "This model does not score: only the result of a job with 'loss_type': 'reward' \
                          does. Use POST /v1/chat/completions.";
+
+/// What is to come of a prompt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Aim {
+    Answer,
+    /// A reward model's score of it.
+    Score,
+    /// The embedding of its tokens from this one on.
+    Embedding {
+        from: usize,
+    },
+}
+
+impl Aim {
+    fn of(prompt: &Prompt) -> Self {
+        match prompt {
+            Prompt::Chat { .. } | Prompt::Text { .. } | Prompt::Tokens { .. } => Self::Answer,
+            Prompt::Score { .. } => Self::Score,
+            Prompt::Embed { .. } => Self::Embedding { from: 0 },
+        }
+    }
+}
 
 pub struct Wanted {
     pub ids: Vec<i64>,
     /// The text to be told before the answer, and how many tokens of the prompt are before it.
     pub echo: Option<(String, usize)>,
-    pub scores: bool,
+    pub aim: Aim,
     /// Tokens that end an answer.
     pub stops: Vec<u32>,
 }
@@ -24,10 +48,12 @@ pub struct Wanted {
 /// Refuses what a model does not do.
 pub fn check_kind(prompt: &Prompt, adapter: Option<&Adapter>) -> Result<(), GenerationFailure> {
     let is_reward = adapter.is_some_and(Adapter::is_reward);
-    if is_reward == matches!(prompt, Prompt::Score { .. }) {
-        return Ok(());
-    }
-    let message = if is_reward { SCORES_ONLY } else { NO_SCORES };
+    let message = match (Aim::of(prompt), is_reward) {
+        (Aim::Score, true) | (Aim::Answer | Aim::Embedding { .. }, false) => return Ok(()),
+        (Aim::Score, false) => NO_SCORES,
+        (Aim::Answer, true) => SCORES_ONLY,
+        (Aim::Embedding { .. }, true) => NO_EMBEDDINGS,
+    };
     Err(failure("wrong_model", message.to_owned()))
 }
 
@@ -48,7 +74,7 @@ pub fn read(
     let invalid =
         |code: &'static str| move |error: dataset::TemplateError| failure(code, error.to_string());
     let mut stops = tokenizer.stop_ids().to_vec();
-    let mut scores = false;
+    let mut aim = Aim::of(&prompt);
     let mut echoes = None;
     let mut ids = match prompt {
         Prompt::Chat { messages, tools } => {
@@ -58,8 +84,18 @@ pub fn read(
             ids
         }
         Prompt::Score { messages, tools } => {
-            scores = true;
             tokenizer.encode_conversation(&messages, &tools).map_err(invalid("invalid_messages"))?
+        }
+        Prompt::Embed { text } => {
+            let (mut ids, mut own) =
+                tokenizer.encode_text_prompt(&text).map_err(invalid("invalid_prompt"))?;
+            if own == 0 && !ids.is_empty() {
+                ids.insert(0, tokenizer.end_of_text());
+                own = 1;
+            }
+            // A text without a token is what stands before it.
+            aim = Aim::Embedding { from: if own < ids.len() { own } else { 0 } };
+            ids
         }
         Prompt::Text { text, echo } => {
             stops.push(tokenizer.end_of_text());
@@ -81,7 +117,7 @@ pub fn read(
         }
     };
     if ids.is_empty() {
-        if scores {
+        if aim == Aim::Score {
             return Err(failure("invalid_messages", "The messages hold no text.".to_owned()));
         }
         // Something must come first: what ends texts also stands before them.
@@ -89,7 +125,7 @@ pub fn read(
         echoes = echoes.map(|(text, _)| (text, 1));
     }
     let ids = ids.into_iter().map(i64::from).collect();
-    Ok(Wanted { ids, echo: echoes, scores, stops })
+    Ok(Wanted { ids, echo: echoes, aim, stops })
 }
 
 /// Tokens that an answer may have, so that it fits the context with its prompt.
@@ -97,11 +133,11 @@ pub fn room(
     prompt: usize,
     context: usize,
     sampling: &Sampling,
-    scores: bool,
+    aim: Aim,
 ) -> Result<usize, GenerationFailure> {
     let wanted = sampling.max_tokens.map_or(usize::MAX, |tokens| tokens as usize);
     // A token of the answer needs room too.
-    if prompt + usize::from(!scores && wanted > 0) > context {
+    if prompt + usize::from(aim == Aim::Answer && wanted > 0) > context {
         let message = format!(
             "This model's maximum context length is {context} tokens. However, your messages \
              resulted in {prompt} tokens. Please reduce the length of the messages."

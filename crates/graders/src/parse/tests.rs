@@ -110,7 +110,6 @@ fn faults_name_their_field() {
         (&check, "pass_threshold", json!(1), UNKNOWN),
         (&check, "extra", json!(1), UNKNOWN),
         (&similarity, "evaluation_metric", json!("rouge_6"), VALUE),
-        (&similarity, "evaluation_metric", json!("cosine"), VALUE),
         (&similarity, "pass_threshold", json!("1"), TYPE),
         (&python, "source", json!(" "), VALUE),
         (&python, "source", long(300_000), LONG),

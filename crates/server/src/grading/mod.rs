@@ -3,9 +3,11 @@
 //! A failure is data: it sets a flag of [`Errors`], and the reward is 0. So grading never fails as a call, and one
 //! bad row does not end an evaluation.
 
+mod cosine;
 mod judge;
 mod python;
 
+pub(crate) use cosine::Centers;
 pub(crate) use python::{Interpreters, prepare};
 
 use std::collections::BTreeMap;
@@ -13,7 +15,7 @@ use std::time::Instant;
 
 use futures::future::join_all;
 use graders::formula::Formula;
-use graders::{Errors, Failure, Fault, Grader, Kind, Multi, TextSimilarity, Variables};
+use graders::{Errors, Failure, Fault, Grader, Kind, Measure, Metric, Multi, Variables};
 use graders::{similarity, string_check, template};
 use serde_json::{Map, Value};
 use store::Project;
@@ -114,7 +116,15 @@ async fn single(
             };
             texts.map(holds).into()
         }
-        Kind::TextSimilarity(similarity) => similar(similarity, variables).await.into(),
+        Kind::TextSimilarity(similarity) => {
+            match rendered(&similarity.input, &similarity.reference, variables) {
+                Err(errors) => Err(errors).into(),
+                Ok((input, reference)) => match similarity.metric {
+                    Measure::Cosine => cosine::cosine(state, project, input, reference).await,
+                    Measure::Text(metric) => similar(metric, input, reference).await.into(),
+                },
+            }
+        }
         Kind::ScoreModel(definition) => judge::score(state, project, definition, variables).await,
         Kind::LabelModel(definition) => judge::label(state, project, definition, variables).await,
         Kind::Python(python) => state.interpreters.grade(python, variables).await.into(),
@@ -132,9 +142,7 @@ fn rendered(
     Ok((render(input)?, render(reference)?))
 }
 
-async fn similar(definition: &TextSimilarity, variables: Variables<'_>) -> Result<f64, Errors> {
-    let (input, reference) = rendered(&definition.input, &definition.reference, variables)?;
-    let metric = definition.metric;
+async fn similar(metric: Metric, input: String, reference: String) -> Result<f64, Errors> {
     // Long texts take a good part of a second.
     let compute = move || similarity::similarity(metric, &input, &reference);
     let found = tokio::task::spawn_blocking(compute).await;
@@ -216,6 +224,18 @@ pub(crate) async fn check_models(
             Box::pin(check_models(state, project, part, &path)).await?;
         }
         return Ok(());
+    }
+    if let Kind::TextSimilarity(similarity) = &grader.kind
+        && similarity.metric == Measure::Cosine
+    {
+        cosine::model(state, project).await.map_err(|error| match error {
+            ApiError::BadRequest(why) => {
+                let path = format!("{path}.evaluation_metric");
+                let message = format!("Invalid '{path}': {why}");
+                ApiError::invalid_value(path, message)
+            }
+            other => other,
+        })?;
     }
     for model in grader.models() {
         ask::model(state, project, model).await.map_err(|error| match error {

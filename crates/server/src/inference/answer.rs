@@ -77,18 +77,38 @@ fn refusal(failure: GenerationFailure) -> ApiError {
 }
 
 /// A reward model's score, and the tokens that it has read.
-pub(crate) async fn score(mut answer: Answer, patience: Patience) -> ApiResult<(f64, Usage)> {
+pub(crate) async fn score(answer: Answer, patience: Patience) -> ApiResult<(f64, Usage)> {
+    only(answer, patience, |event| match event {
+        GenerationEvent::Scored { score } => Some(score),
+        _ => None,
+    })
+    .await
+}
+
+/// A text's embedding, and the tokens that were read for it.
+pub(crate) async fn embedding(answer: Answer, patience: Patience) -> ApiResult<(Vec<f32>, Usage)> {
+    only(answer, patience, |event| match event {
+        GenerationEvent::Embedded { embedding } => Some(embedding),
+        _ => None,
+    })
+    .await
+}
+
+/// What one of the events tells: the whole answer.
+async fn only<T>(
+    mut answer: Answer,
+    patience: Patience,
+    told: impl Fn(GenerationEvent) -> Option<T>,
+) -> ApiResult<(T, Usage)> {
     let mut event = first(&mut answer, patience).await?;
-    let mut score = None;
+    let mut found = None;
     loop {
-        match event {
-            GenerationEvent::Scored { score: found } => score = Some(found),
-            GenerationEvent::Done { prompt_tokens, completion_tokens } => {
-                let score = score.ok_or_else(|| ApiError::internal("the worker gave no score"))?;
-                return Ok((score, Usage::new(prompt_tokens, completion_tokens)));
-            }
-            _ => {}
+        if let GenerationEvent::Done { prompt_tokens, completion_tokens } = event {
+            let missing = || ApiError::internal("the worker ended without what it was asked for");
+            let usage = Usage::new(prompt_tokens, completion_tokens);
+            return found.map(|found| (found, usage)).ok_or_else(missing);
         }
+        found = told(event).or(found);
         event = next(&mut answer, patience.idle).await?;
     }
 }

@@ -91,14 +91,13 @@ pub(crate) fn heading(id: String, name: &str, model: &Resolved, n: u32) -> Headi
     }
 }
 
-/// Asks a reward model for the score of `messages`, which are checked.
-pub(crate) fn ask_score(
+/// Asks a question whose answer is no completion, and so needs no id that anybody sees.
+pub(crate) fn ask_once(
     state: &AppState,
     model: Resolved,
-    messages: Vec<serde_json::Value>,
-    tools: Vec<serde_json::Value>,
+    question: Question,
 ) -> ApiResult<(Answer, Patience)> {
-    submit(state, CompletionId::new().as_str(), model, Question::score(messages, tools))
+    submit(state, CompletionId::new().as_str(), model, question)
 }
 
 /// The model of that name, as this project sees it.

@@ -8,6 +8,7 @@ use crate::state::AppState;
 use crate::wire::score::{CreateScore, Score};
 use axum::Json;
 use axum::extract::State;
+use domain::engine::Question;
 
 /// Score the last message of a conversation with a reward model. An extension of this server's.
 #[utoipa::path(post, path = "/fine_tuning/score", tag = "Fine-tuning",
@@ -36,7 +37,7 @@ pub(crate) async fn create(
         return Err(ApiError::invalid_value("model", message));
     }
     let tools = request.tools.unwrap_or_default();
-    let (answer, patience) = ask::ask_score(&state, model, messages, tools)?;
+    let (answer, patience) = ask::ask_once(&state, model, Question::score(messages, tools))?;
     let (score, usage) = answer::score(answer.charged(Some(&charge)), patience).await?;
     Ok(Json(Score { object: "fine_tuning.score", model: request.model, score, usage }))
 }
