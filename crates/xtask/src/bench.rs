@@ -14,6 +14,8 @@ const LIMIT: Duration = Duration::from_secs(60 * 60);
 
 /// Asks the server alone: needs no reference packages, but the program that fills its database.
 const API: &str = "tests/bench/api.py";
+/// Writes rows and events straight into a database: `crates/store/examples/fill.rs`.
+const FILL: [&str; 4] = ["--package", "store", "--example", "fill"];
 
 /// Name, script, and what it measures.
 const BENCHES: [(&str, &str, &str); 8] = [
@@ -33,9 +35,7 @@ pub fn run(workspace: &Workspace, arguments: &[String]) -> Result<ExitCode> {
         BENCHES.iter().find(|(known, ..)| known == name).ok_or_else(known_names)?;
     setup::run(workspace, false)?;
     let mut packages = vec![workspace.deps().join("python")];
-    if *script == API {
-        build_fill(workspace)?;
-    } else {
+    if *script != API {
         setup::reference(workspace)?;
         packages = vec![workspace.deps().join("reference")];
     }
@@ -43,7 +43,7 @@ pub fn run(workspace: &Workspace, arguments: &[String]) -> Result<ExitCode> {
         setup::preference(workspace)?;
         packages.push(workspace.deps().join("trl"));
     }
-    up::build(workspace, Profile::Release)?;
+    up::build(workspace, Profile::Release, if *script == API { &FILL } else { &[] })?;
     let mut bench = workspace.python("reference");
     bench
         .arg(script)
@@ -55,13 +55,6 @@ pub fn run(workspace: &Workspace, arguments: &[String]) -> Result<ExitCode> {
         .env("LIBTORCH", workspace.libtorch());
     let status = run::status_in_view(&format!("bench {name}"), &mut bench, LIMIT)?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-/// Writes rows and events straight into a database: `crates/store/examples/fill.rs`.
-fn build_fill(workspace: &Workspace) -> Result {
-    let mut cargo = workspace.cargo();
-    cargo.args(["build", "--release", "--package", "store", "--example", "fill"]);
-    run::in_view("build of what fills the database", &mut cargo, LIMIT)
 }
 
 fn known_names() -> String {

@@ -18,7 +18,7 @@ const LIMIT: Duration = Duration::from_secs(30 * 60);
 
 pub fn run(workspace: &Workspace, keep: bool) -> Result<ExitCode> {
     setup::run(workspace, false)?;
-    up::build(workspace, Profile::Release)?;
+    up::build(workspace, Profile::Release, &[])?;
     let mut folder = TemporaryFolder::create("demo")?;
     let up = match Up::start(workspace, Profile::Release, folder.path()) {
         Ok(up) => up,

@@ -42,7 +42,7 @@ const SHAPES: &str = "tests/bench/gpu/shapes";
 /// Makes the archive; without a place, in the build folder.
 pub fn run(workspace: &Workspace, place: Option<PathBuf>) -> Result {
     setup::run(workspace, false)?;
-    up::build(workspace, Profile::Release)?;
+    up::build(workspace, Profile::Release, &[])?;
     let scratch = setup::scratch(workspace, "gpu-bundle")?;
     let bundle = scratch.join(NAME);
     copy_engine(workspace, &bundle)?;
