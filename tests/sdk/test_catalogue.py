@@ -272,7 +272,7 @@ def test_a_wrong_state_is_a_400_that_is_not_tried_again(server, tuned):
 
 
 @pytest.fixture(scope="module")
-def narrow():
+def narrow(recorded):
     """A server whose limits are soon reached, and that takes no question for a model."""
     settings = {
         # One request in two seconds.
@@ -280,7 +280,7 @@ def narrow():
         "FINETUNED_LIMITS__TOKENS_PER_MINUTE": "6000",
         "FINETUNED_SERVER__MAX_INFERENCE_REQUESTS": "0",
     }
-    with daemon.Up("narrow key", settings) as up:
+    with daemon.Up("narrow key", settings) as up, recorded(up):
         yield up
 
 

@@ -55,8 +55,8 @@ class Receiver:
 
 
 @pytest.fixture(scope="module")
-def server():
-    with daemon.Up("webhook key", SETTINGS) as up:
+def server(recorded):
+    with daemon.Up("webhook key", SETTINGS) as up, recorded(up):
         yield up
 
 
