@@ -15,6 +15,7 @@ use crate::lines::{Line, LineSplitter};
 use crate::mask::Example;
 use crate::order::Dataset;
 use crate::problem::{Problem, ProblemList, code};
+use crate::quality::{Facts, Gathered, Quality};
 use crate::shape::Shape;
 use crate::stats::{RowCounts, Stats};
 use crate::tokenizer::ChatTokenizer;
@@ -50,6 +51,8 @@ pub struct Limits {
     pub max_line_bytes: usize,
     /// Problems that are kept; all are counted.
     pub max_problems: usize,
+    /// Whether the quality of the rows is looked at.
+    pub quality: bool,
 }
 
 impl Limits {
@@ -57,7 +60,8 @@ impl Limits {
         let expected = expected.into();
         let min_examples = if role == FileRole::Training { 10 } else { 1 };
         let (max_line_bytes, max_problems) = (4 << 20, 1000);
-        Self { role, expected, min_examples, max_seq_len, max_line_bytes, max_problems }
+        let quality = true;
+        Self { role, expected, min_examples, max_seq_len, max_line_bytes, max_problems, quality }
     }
 }
 
@@ -73,6 +77,8 @@ pub struct Checked {
     /// How they are written.
     pub shape: Shape,
     pub stats: Stats,
+    /// Of the rows without fault, if it was asked for.
+    pub quality: Option<Quality>,
 }
 
 /// Rows that are checked together hold at most about this many bytes.
@@ -97,6 +103,7 @@ struct Rows<'t> {
     found: Option<Shape>,
     problems: ProblemList,
     stats: Stats,
+    gathered: Gathered,
     /// Where examples go, if they are wanted.
     examples: Option<Vec<Example>>,
     labels: Vec<bool>,
@@ -113,6 +120,7 @@ impl<'t> Checker<'t> {
             found: None,
             problems: ProblemList::new(limits.max_problems),
             stats: Stats::default(),
+            gathered: Gathered::default(),
             examples: None,
             labels: Vec::new(),
         };
@@ -137,12 +145,19 @@ impl<'t> Checker<'t> {
         rows.check_whole();
         let rows = self.rows;
         let (format, shape) = (rows.format(), rows.shape());
+        let counted = match format {
+            Format::Text => rows.stats.n_sequences,
+            _ => rows.stats.n_examples,
+        };
+        let limits = rows.limits;
+        let quality = limits.quality.then(|| rows.gathered.report(limits.role, format, counted));
         let checked = Checked {
             problems: rows.problems.kept,
             total_problems: rows.problems.total,
             format,
             shape,
             stats: rows.stats,
+            quality,
         };
         let mut data = Dataset::grouped(rows.examples.unwrap_or_default(), format.sequences());
         data.labels = rows.labels;
@@ -192,17 +207,17 @@ impl Rows<'_> {
         let shape = self.shape();
         let findings: Vec<Finding> =
             rows.into_par_iter().map(|row| inspect(tokenizer, limits, shape, &row)).collect();
-        for finding in findings {
-            self.take(finding);
-        }
+        let facts = findings.into_iter().filter_map(|finding| self.take(finding)).collect();
+        self.gathered.add(facts);
     }
 
-    fn take(&mut self, finding: Finding) {
+    /// What is to be known of a row whose tokens count.
+    fn take(&mut self, finding: Finding) -> Option<Facts> {
         let (format, shape) = (self.format(), self.shape());
         let foreign = finding.shape.filter(|&found| shape.joined(found).is_none());
         if let Some(other) = foreign.filter(|other| self.limits.expected.takes(other.format())) {
             self.problems.push(mixed(finding.number, shape, other));
-            return;
+            return None;
         }
         if self.decided.is_some() {
             self.decided = finding.shape.and_then(|found| shape.joined(found)).or(self.decided);
@@ -216,12 +231,12 @@ impl Rows<'_> {
         }
         if foreign.is_some() && finding.shape == self.found {
             // Said once for the whole file.
-            return;
+            return None;
         }
-        let counts = counts(format, &finding);
+        let counts = counts(self.tokenizer, format, &finding);
         self.problems.append(finding.problems);
         if finding.examples.is_empty() {
-            return;
+            return None;
         }
         self.stats.add(finding.number, counts);
         self.stats.n_old_keys += u64::from(finding.old_keys);
@@ -238,6 +253,7 @@ impl Rows<'_> {
             examples.extend(finding.examples);
             self.labels.extend(finding.label);
         }
+        finding.facts
     }
 
     /// What only the whole file shows.
@@ -277,11 +293,16 @@ impl Rows<'_> {
 }
 
 /// Counts of a row by its sequences. A pair of which one answer was cut off has no targets.
-fn counts(format: Format, finding: &Finding) -> RowCounts {
+fn counts(tokenizer: &ChatTokenizer, format: Format, finding: &Finding) -> RowCounts {
     let examples = &finding.examples;
     let targets = || examples.iter().map(Example::targets);
     let lengths = || examples.iter().map(|example| example.full_len);
     let is_text = format == Format::Text;
+    let is_open = |example: &Example| {
+        let last = example.input_ids.last().zip(example.is_target.last());
+        example.truncated
+            && last.is_some_and(|(id, trained)| *trained && !tokenizer.stop_ids().contains(id))
+    };
     RowCounts {
         full: lengths().sum(),
         // The sequences of a text are its pieces.
@@ -289,6 +310,7 @@ fn counts(format: Format, finding: &Finding) -> RowCounts {
         kept: examples.iter().map(|example| example.input_ids.len()).sum(),
         targets: if targets().any(|count| count == 0) { 0 } else { targets().sum() },
         trains: finding.trains,
+        loses_end: !is_text && examples.iter().any(is_open),
         sequences: if is_text { examples.len() } else { 1 },
     }
 }
@@ -345,7 +367,7 @@ pub fn load(
     max_seq_len: usize,
 ) -> Result<Dataset, Vec<Problem>> {
     let limits = Limits::new(FileRole::Training, expected, max_seq_len);
-    let limits = Limits { min_examples: 1, ..limits };
+    let limits = Limits { min_examples: 1, quality: false, ..limits };
     let mut checker = Checker::new(tokenizer, limits);
     checker.rows.examples = Some(Vec::new());
     let unreadable = |error: std::io::Error| {

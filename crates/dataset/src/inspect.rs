@@ -10,6 +10,7 @@ use crate::error::TemplateError;
 use crate::format::Expected;
 use crate::mask::Example;
 use crate::problem::{Problem, ProblemList, code};
+use crate::quality::{Facts, Row};
 use crate::row::{Conversation, read_object};
 use crate::shape::{Read, Shape};
 use crate::text::{self, read_text};
@@ -37,6 +38,8 @@ pub(crate) struct Finding {
     pub old_keys: bool,
     /// Of a labelled row without fault.
     pub label: Option<bool>,
+    /// Of a row without fault, if they are wanted.
+    pub facts: Option<Facts>,
 }
 
 /// What a line looks like, as far as it can be read at all.
@@ -61,6 +64,7 @@ pub(crate) fn inspect(
         trains: true,
         old_keys: false,
         label: None,
+        facts: None,
     };
     let text = match std::str::from_utf8(&row.bytes) {
         Ok(text) => text,
@@ -72,7 +76,7 @@ pub(crate) fn inspect(
     let Some(object) = read_object(row.number, text, &mut finding.problems) else { return finding };
     finding.shape = Shape::of(&object).map(|shape| limits.expected.sees(shape));
     if shape == Shape::Text {
-        encode_text(tokenizer, limits.max_seq_len, object, &mut finding);
+        encode_text(tokenizer, limits, object, &mut finding);
         return finding;
     }
     // What shows no shape, or a foreign one, is blamed for what it lacks of this one.
@@ -103,6 +107,9 @@ pub(crate) fn inspect(
     }
     if !problems.is_empty() {
         finding.examples.clear();
+    } else if limits.quality {
+        let row = Row::of_conversations(&conversations, finding.label);
+        finding.facts = row.as_ref().map(Facts::of);
     }
     finding
 }
@@ -110,7 +117,7 @@ pub(crate) fn inspect(
 /// The sequences of a row of text; none when it has a fault.
 fn encode_text(
     tokenizer: &ChatTokenizer,
-    max_seq_len: usize,
+    limits: Limits,
     row: Map<String, Value>,
     finding: &mut Finding,
 ) {
@@ -118,8 +125,11 @@ fn encode_text(
     let Some(text) = read_text(line, row, problems) else { return };
     let (code, fault) = match tokenizer.control.find(&text) {
         Some(token) => (code::SPECIAL_TOKEN, format!("contains an invalid token: {token}")),
-        None => match tokenizer.encode_text(&text, max_seq_len) {
-            Ok(examples) => return finding.examples = examples,
+        None => match tokenizer.encode_text(&text, limits.max_seq_len) {
+            Ok(examples) => {
+                finding.facts = limits.quality.then(|| Facts::of(&Row::of_text(line, &text)));
+                return finding.examples = examples;
+            }
             Err(error) => (code::TOKENIZER, format!("cannot be encoded: {error}")),
         },
     };

@@ -1,7 +1,7 @@
 //! Uploaded bytes to checked, tokenised, packed batches. No libtorch, no network, no database.
 //!
 //! - [`Checker`] reads a JSONL file as a stream and names every fault by line ([`Problem`]), in
-//!   bounded memory, and counts tokens ([`Stats`]).
+//!   bounded memory, counts tokens ([`Stats`]) and tells what is doubtful ([`Quality`], [`Remark`]).
 //! - [`ChatTokenizer`] holds a model's tokenizer and chat template: prompts and training rows to
 //!   ids, generated ids to text ([`TextStream`]).
 //! - [`load`] reads a checked file as a [`Dataset`]: an order per epoch, batches per step, and
@@ -24,10 +24,14 @@ mod order;
 mod pack;
 mod preference;
 mod problem;
+pub mod quality;
+mod remark;
+mod remedy;
 mod row;
 mod shape;
 mod stats;
 mod stream;
+mod tally;
 mod template;
 #[cfg(test)]
 mod testing;
@@ -42,6 +46,9 @@ pub use mask::Example;
 pub use order::{Cursor, Dataset};
 pub use pack::{Packed, PackedRows, Room, pack, pack_rows};
 pub use problem::{Problem, code};
+pub use quality::Quality;
+pub use remark::Remark;
+pub use remedy::remedy;
 pub use row::Conversation;
 pub use shape::Shape;
 pub use stats::{LengthBucket, Stats};

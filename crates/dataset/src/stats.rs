@@ -32,6 +32,10 @@ pub struct Stats {
     pub n_targets_cut: u64,
     /// Their lines, the first 1000.
     pub lines_targets_cut: Vec<u64>,
+    /// Examples of which an answer is cut before its end, so that its end is not learned.
+    pub n_ends_cut: u64,
+    /// Their lines, the first 1000.
+    pub lines_ends_cut: Vec<u64>,
     /// Examples that never had a token to train on: all weights are 0.
     pub n_without_targets: u64,
     /// Their lines, the first 1000.
@@ -67,6 +71,8 @@ pub(crate) struct RowCounts {
     pub targets: usize,
     /// Whether the whole row has targets.
     pub trains: bool,
+    /// Whether what is kept ends within an answer.
+    pub loses_end: bool,
     /// What batches are counted in.
     pub sequences: usize,
 }
@@ -93,6 +99,10 @@ impl Stats {
             self.n_without_targets += 1;
             push_line(&mut self.lines_without_targets, line);
         }
+        if row.loses_end && row.targets > 0 {
+            self.n_ends_cut += 1;
+            push_line(&mut self.lines_ends_cut, line);
+        }
         let bucket = bucket_of(row.longest);
         while self.lengths.len() <= bucket {
             let max_tokens = 16 << self.lengths.len();
@@ -109,7 +119,7 @@ impl Stats {
     }
 }
 
-fn push_line(lines: &mut Vec<u64>, line: u64) {
+pub(crate) fn push_line(lines: &mut Vec<u64>, line: u64) {
     if lines.len() < MAX_LINES {
         lines.push(line);
     }
@@ -123,21 +133,21 @@ fn bucket_of(tokens: usize) -> usize {
 mod tests {
     use super::*;
 
+    const WHOLE: RowCounts = RowCounts {
+        full: 10,
+        longest: 10,
+        kept: 10,
+        targets: 2,
+        trains: true,
+        loses_end: false,
+        sequences: 1,
+    };
+
     #[test]
     fn lengths_fall_into_powers_of_two() {
         let mut stats = Stats::default();
         for full in [1, 16, 17, 32, 100] {
-            stats.add(
-                1,
-                RowCounts {
-                    full,
-                    longest: full,
-                    kept: full,
-                    targets: 1,
-                    trains: true,
-                    sequences: 1,
-                },
-            );
+            stats.add(1, RowCounts { full, longest: full, kept: full, ..WHOLE });
         }
         let buckets: Vec<_> = stats.lengths.iter().map(|b| (b.max_tokens, b.examples)).collect();
         assert_eq!(buckets, [(16, 2), (32, 2), (64, 0), (128, 1)]);
@@ -146,20 +156,15 @@ mod tests {
     #[test]
     fn cut_and_empty_rows_are_named() {
         let mut stats = Stats::default();
-        stats.add(
-            4,
-            RowCounts { full: 10, longest: 10, kept: 10, targets: 2, trains: true, sequences: 1 },
-        );
-        let masked =
-            RowCounts { full: 8, longest: 8, kept: 8, targets: 0, trains: false, sequences: 1 };
-        stats.add(6, masked);
-        stats.add(
-            5,
-            RowCounts { full: 20, longest: 20, kept: 12, targets: 0, trains: true, sequences: 1 },
-        );
-        assert_eq!((stats.tokens, stats.tokens_after_truncation, stats.target_tokens), (38, 30, 2));
-        assert_eq!((stats.n_truncated, stats.truncated_lines), (1, vec![5]));
+        stats.add(4, WHOLE);
+        stats.add(6, RowCounts { targets: 0, trains: false, ..WHOLE });
+        let cut = RowCounts { full: 20, longest: 20, kept: 12, loses_end: true, ..WHOLE };
+        stats.add(5, RowCounts { targets: 0, ..cut });
+        stats.add(7, RowCounts { targets: 3, ..cut });
+        assert_eq!((stats.tokens, stats.tokens_after_truncation, stats.target_tokens), (60, 44, 5));
+        assert_eq!((stats.n_truncated, stats.truncated_lines), (2, vec![5, 7]));
         assert_eq!((stats.n_targets_cut, stats.lines_targets_cut), (1, vec![5]));
+        assert_eq!((stats.n_ends_cut, stats.lines_ends_cut), (1, vec![7]));
         assert_eq!((stats.n_without_targets, stats.lines_without_targets), (1, vec![6]));
         assert_eq!(stats.max_tokens, 20);
     }

@@ -62,11 +62,22 @@ impl Stream {
         let id = id.strip_prefix("id: ").unwrap().to_owned();
         let event: Value = serde_json::from_str(data.strip_prefix("data: ").unwrap()).unwrap();
         assert_eq!(event["id"], json!(id));
+        assert_eq!(event["object"], "fine_tuning.job.event");
         (id, event)
     }
 
     async fn message(&mut self) -> String {
         self.event().await.1["message"].as_str().unwrap().to_owned()
+    }
+
+    /// The id of the event behind all that is said of the files.
+    async fn validated(&mut self) -> String {
+        loop {
+            let (id, event) = self.event().await;
+            if event["message"].as_str().unwrap().starts_with("Files validated") {
+                return id;
+            }
+        }
     }
 
     async fn ends(&mut self) {
@@ -93,8 +104,7 @@ async fn a_stream_begins_with_what_was_and_goes_on_with_what_happens() {
     let mut early = Stream::open(&server, &path, None).await;
     assert!(early.message().await.starts_with("Created fine-tuning job"));
     assert!(early.message().await.starts_with("Validating training file"));
-    let (validated, event) = early.event().await;
-    assert_eq!(event["object"], "fine_tuning.job.event");
+    let validated = early.validated().await;
     let run = Worker::of(&server).claim(20).await.unwrap();
     // More at once than is kept for readers: they fetch it, and still get all in order.
     let steps: Vec<RunReport> = (1..=150).map(|step| RunReport::Step(metrics(step, 400))).collect();
@@ -127,9 +137,7 @@ async fn events_of_another_server_arrive_at_every_reader() {
     let mut readers = Vec::new();
     for _ in 0..50 {
         let mut reader = Stream::open(&server, &path, None).await;
-        for _ in 0..3 {
-            reader.event().await;
-        }
+        reader.validated().await;
         readers.push(reader);
     }
     // Another process: it rings no bell here.
@@ -182,9 +190,7 @@ async fn a_server_that_stops_ends_its_streams_without_an_end() {
     let mut server = server().await;
     let (_, path) = queued(&server).await;
     let mut reader = Stream::open(&server, &path, None).await;
-    for _ in 0..3 {
-        reader.event().await;
-    }
+    reader.validated().await;
     server.shutdown.cancel();
     assert_eq!(reader.frame().await, None, "no [DONE]: the client shall come back");
     let served = server.served.take().unwrap();

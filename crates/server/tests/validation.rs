@@ -48,11 +48,13 @@ async fn a_good_request_shows_what_the_job_would_be_and_creates_nothing() {
     assert_eq!(answer["trained_tokens"], 2 * tokens);
     assert_eq!(answer["dataset"]["validation_file"]["n_examples"], 3);
     assert!(answer["memory"]["required_bytes"].as_u64().unwrap() > 0);
-    let [warning] = answer["problems"].as_array().unwrap().as_slice() else { panic!("{answer}") };
-    assert_eq!(
-        (&warning["severity"], &warning["code"]),
-        (&json!("warning"), &json!("integration_without_effect"))
-    );
+    let problems = answer["problems"].as_array().unwrap().iter();
+    let warnings: Vec<_> =
+        problems.map(|p| (&p["severity"], p["code"].as_str().unwrap())).collect();
+    // The rows of the validation file are those of the training file.
+    let warning = json!("warning");
+    let expected = ["integration_without_effect", "few_examples", "leaked"];
+    assert_eq!(warnings, expected.map(|code| (&warning, code)));
     let (_, jobs) = server.get("/v1/fine_tuning/jobs").await;
     assert_eq!(jobs["data"], json!([]));
     // The same body makes a job whose values are those that were announced.
@@ -156,6 +158,48 @@ async fn what_is_cut_is_a_warning() {
     let cut = warnings.iter().find(|problem| problem["code"] == "truncated").unwrap();
     assert_eq!((&cut["severity"], &cut["line"]), (&json!("warning"), &json!(13)));
     assert_eq!(cut["lines"], json!([13]));
+}
+
+#[tokio::test]
+async fn doubtful_data_is_told_of_in_warnings_figures_and_events() {
+    let server = server().await;
+    let mut content = rows(20);
+    let doubtful = [
+        ("Who is it?", "Write to jane.doe@acme.co.uk."),
+        ("What is 3 plus one?", "It is 5."),
+        ("What is 4 plus one?", "It is 5."),
+        ("What is the colour?", "  "),
+    ];
+    for (question, answer) in doubtful {
+        let row = json!({"messages": [{"role": "user", "content": question},
+                                      {"role": "assistant", "content": answer}]});
+        content.extend(format!("{row}\n").bytes());
+    }
+    // A faulty row hides nothing of what is said about the others.
+    content.extend(b"nonsense\n");
+    let training = server.upload(&content).await;
+    let answer = validated(&server, &json!({"model": MODEL, "training_file": training})).await;
+    assert_eq!((&answer["valid"], &answer["dataset"]), (&json!(false), &Value::Null));
+    let lines = |code: &str| {
+        let found = answer["problems"].as_array().unwrap().iter().find(|p| p["code"] == code);
+        let found = found.unwrap_or_else(|| panic!("{code}: {answer}"));
+        assert!(!found["remedy"].as_str().unwrap().is_empty(), "{found}");
+        found["lines"].clone()
+    };
+    assert_eq!(lines("pii_email"), json!([21]));
+    assert_eq!(lines("contradiction"), json!([4, 22]));
+    assert_eq!(lines("exact_duplicate"), json!([23]));
+    assert_eq!(lines("empty_output"), json!([24]));
+    let figures = &answer["quality"]["training_file"];
+    assert_eq!((&figures["size"], &figures["contradictions"]), (&json!("too_few"), &json!(2)));
+
+    content.truncate(content.len() - "nonsense\n".len());
+    let training = server.upload(&content).await;
+    let job = server.create_job(&json!({"model": MODEL, "training_file": training})).await;
+    server.job_when(&job, "queued").await;
+    let told = server.messages(&job).await;
+    let expected = "Training file: 1 of 24 examples hold e-mail addresses: line 21";
+    assert!(told.iter().any(|text| text == expected), "{told:?}");
 }
 
 #[tokio::test]

@@ -40,7 +40,6 @@ pub(crate) struct Findings {
     pub planned_tokens: u64,
     /// Optimizer steps of all epochs.
     pub steps: u64,
-    pub notes: Vec<Note>,
     /// Shown with the job.
     pub dataset: Value,
 }
@@ -73,6 +72,15 @@ impl Examination<'_> {
         self.check(FileRole::Validation, file, like.into()).await
     }
 
+    /// What should be known about the files, with leaks from one to the other.
+    pub(crate) fn notes(&self, training: &Checked, validation: Option<&Checked>) -> Vec<Note> {
+        let mut all = notes(FileRole::Training, training, None, self.cut_at());
+        let other = validation
+            .map(|checked| notes(FileRole::Validation, checked, Some(training), self.cut_at()));
+        all.extend(other.into_iter().flatten());
+        all
+    }
+
     pub(crate) fn findings(
         &self,
         seed: u32,
@@ -89,12 +97,10 @@ impl Examination<'_> {
         let hyperparameters =
             resolve(self.hyperparameters, self.options, operator, u64::from(seed), &measured);
         let epochs = u64::from(hyperparameters.n_epochs);
-        let mut remarks = Vec::new();
         let mut dataset = json!({});
         let files = [(FileRole::Training, Some(training)), (FileRole::Validation, validation)];
         for (role, checked) in files {
             let Some(checked) = checked else { continue };
-            remarks.extend(notes(role, checked, self.cut_at()));
             dataset[field(role)] = figures(checked.shape, &checked.stats);
         }
         let batch_size = u64::from(hyperparameters.batch_size.max(1));
@@ -102,7 +108,6 @@ impl Examination<'_> {
             planned_tokens: training.stats.tokens_after_truncation.saturating_mul(epochs),
             steps: training.stats.n_sequences.div_ceil(batch_size) * epochs,
             hyperparameters,
-            notes: remarks,
             dataset,
         }
     }

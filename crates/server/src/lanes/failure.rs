@@ -114,6 +114,7 @@ mod tests {
             format: dataset::Format::Chat,
             shape: dataset::Shape::Chat,
             stats: Stats::default(),
+            quality: None,
         }
     }
 

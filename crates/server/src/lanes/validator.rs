@@ -157,7 +157,7 @@ async fn validate(state: &AppState, claim: &ValidationClaim) -> store::Result<Va
         return Ok(failed);
     }
     let findings = examination.findings(job.seed, &training, validation.as_ref());
-    let mut notes = findings.notes;
+    let mut notes = examination.notes(&training, validation.as_ref());
     if job.integrations.as_array().is_some_and(|integrations| !integrations.is_empty()) {
         notes.push(wandb_note());
     }

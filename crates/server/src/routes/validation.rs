@@ -106,6 +106,10 @@ async fn examine(state: &AppState, wanted: &Wanted, answer: &mut Answer) -> ApiR
         ))
     })?;
     let Some((training, validation)) = read? else { return Ok(()) };
+    answer.look(&examination, &training, validation.as_ref());
+    if training.total_problems > 0 || validation.as_ref().is_some_and(|v| v.total_problems > 0) {
+        return Ok(());
+    }
     let findings = examination.findings(wanted.seed, &training, validation.as_ref());
     let config = models::config(&state.store, &row).await.map_err(|error| match error {
         ModelError::Store(error) => error.into(),
@@ -125,7 +129,7 @@ async fn examine(state: &AppState, wanted: &Wanted, answer: &mut Answer) -> ApiR
     Ok(())
 }
 
-/// Both files, checked; none unless both are there and good.
+/// Both files, checked; none unless both can be read.
 async fn read_files(
     examination: &Examination<'_>,
     file: &FileRow,
@@ -138,15 +142,14 @@ async fn read_files(
     };
     answer.add_faults(FileRole::Training, &training);
     let Some(validation) = validation else {
-        return Ok((training.total_problems == 0).then_some((training, None)));
+        return Ok(Some((training, None)));
     };
     let Some(checked) = examination.validation(validation, training.format).await? else {
         answer.unreadable(FileRole::Validation);
         return Ok(None);
     };
     answer.add_faults(FileRole::Validation, &checked);
-    let are_good = training.total_problems == 0 && checked.total_problems == 0;
-    Ok(are_good.then_some((training, Some(checked))))
+    Ok(Some((training, Some(checked))))
 }
 
 /// The right to it was established with the request.
@@ -176,6 +179,7 @@ impl Answer {
                 hyperparameters: None,
                 finetuned: None,
                 dataset: None,
+                quality: None,
                 steps: None,
                 trained_tokens: None,
                 estimated_seconds: None,
@@ -233,13 +237,24 @@ impl Answer {
         self.wire.total_problems += unlisted;
     }
 
+    /// What is doubtful about the rows that have no fault.
+    fn look(
+        &mut self,
+        examination: &Examination<'_>,
+        training: &Checked,
+        validation: Option<&Checked>,
+    ) {
+        let warnings = examination.notes(training, validation).into_iter().filter_map(of_note);
+        warnings.for_each(|warning| self.add(warning));
+        let mut quality = json!({ field(FileRole::Training): training.quality });
+        if let Some(validation) = validation {
+            quality[field(FileRole::Validation)] = json!(validation.quality);
+        }
+        self.wire.quality = Some(quality);
+    }
+
     /// What good files amount to.
     fn tell(&mut self, wanted: &Wanted, findings: Findings) {
-        for note in findings.notes {
-            if let Some(warning) = of_note(note) {
-                self.add(warning);
-            }
-        }
         let resolved = findings.hyperparameters;
         let openais = convert::openais(&resolved);
         let requested = wanted.hyperparameters.preference;
@@ -274,7 +289,7 @@ fn of_request(fault: &ApiError) -> Problem {
     }
 }
 
-/// A remark about good files as a problem; none for one that needs no attention.
+/// A remark about files as a problem; none for one that needs no attention.
 fn of_note(note: Note) -> Option<Problem> {
     if note.level == domain::report::Level::Info {
         return None;

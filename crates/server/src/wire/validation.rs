@@ -31,6 +31,10 @@ pub(crate) struct JobValidation {
     /// Counts, tokens and truncated rows, by file.
     #[schema(value_type = Option<FreeObject>)]
     pub dataset: Option<Value>,
+    /// Copies, contradictions, labels, languages, personal data and more, by file, of the rows without
+    /// fault. What should be looked at stands among the problems, as warnings.
+    #[schema(value_type = Option<FreeObject>)]
+    pub quality: Option<Value>,
     /// Optimizer steps of all epochs.
     pub steps: Option<u64>,
     /// Tokens of all epochs after truncation, which a job counts as trained.

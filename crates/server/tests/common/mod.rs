@@ -170,6 +170,13 @@ impl TestServer {
         events.map(|event| event["message"].as_str().unwrap().to_owned()).collect()
     }
 
+    /// The same without what is said about the data.
+    pub async fn story(&self, job: &str) -> Vec<String> {
+        let mut messages = self.messages(job).await;
+        messages.retain(|text| !is_about_data(text));
+        messages
+    }
+
     /// Every file below the blob folder.
     pub fn blobs(&self) -> Vec<std::path::PathBuf> {
         files_below(self.data.blobs.path())
@@ -278,6 +285,11 @@ pub fn form(parts: &[Part<'_>]) -> Vec<u8> {
     }
     body.extend(b"------form--\r\n");
     body
+}
+
+/// Whether an event tells what is doubtful about a file, such as that it is small.
+pub fn is_about_data(message: &str) -> bool {
+    message.starts_with("Training file: ") || message.starts_with("Validation file: ")
 }
 
 /// `n` good rows.
