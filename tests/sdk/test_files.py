@@ -58,9 +58,9 @@ def test_a_deleted_file_is_gone(client, file):
         assert f"No such File object: {file.id}" in str(caught.value)
 
 
-def test_only_jsonl_is_taken_for_fine_tuning(client):
-    with pytest.raises(openai.BadRequestError, match=r"\.jsonl"):
-        jobs.upload(client, ROWS, "rows.csv")
+def test_only_names_of_known_containers_are_taken_for_fine_tuning(client):
+    with pytest.raises(openai.BadRequestError, match=r"\.jsonl, \.json, \.csv, \.tsv"):
+        jobs.upload(client, ROWS, "rows.txt")
 
 
 def test_a_purpose_that_does_not_exist_is_refused(client):

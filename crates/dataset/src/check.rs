@@ -1,7 +1,7 @@
 //! Checks a file as it streams by: every fault with its line, token counts, bounded memory.
 //!
 //! Rows are gathered in small batches and tokenised on all cores; faults come out in the order of
-//! lines. Blank lines, a byte order mark and carriage returns are accepted.
+//! rows. Blank lines, a byte order mark and carriage returns are accepted.
 
 use std::fs::File;
 use std::io::Read;
@@ -9,9 +9,9 @@ use std::path::Path;
 
 use rayon::prelude::*;
 
+use crate::container::{Container, ContainerKind, Row};
 use crate::format::{Expected, Format};
 use crate::inspect::{Finding, RawRow, inspect, shape_of};
-use crate::lines::{Line, LineSplitter};
 use crate::mask::Example;
 use crate::order::Dataset;
 use crate::problem::{Problem, ProblemList, code};
@@ -76,6 +76,8 @@ pub struct Checked {
     pub format: Format,
     /// How they are written.
     pub shape: Shape,
+    /// What holds them.
+    pub container: ContainerKind,
     pub stats: Stats,
     /// Of the rows without fault, if it was asked for.
     pub quality: Option<Quality>,
@@ -87,11 +89,11 @@ const BATCH_ROWS: usize = 1024;
 
 /// Checks a file that is pushed in chunks of any size.
 pub struct Checker<'t> {
-    splitter: LineSplitter,
+    container: Container,
     rows: Rows<'t>,
 }
 
-/// Everything behind the splitting into lines.
+/// Everything behind the cutting into rows.
 struct Rows<'t> {
     tokenizer: &'t ChatTokenizer,
     limits: Limits,
@@ -124,13 +126,13 @@ impl<'t> Checker<'t> {
             examples: None,
             labels: Vec::new(),
         };
-        Self { splitter: LineSplitter::new(limits.max_line_bytes), rows }
+        Self { container: Container::new(limits.max_line_bytes), rows }
     }
 
     /// Takes the next bytes of the file.
     pub fn push(&mut self, chunk: &[u8]) {
         let rows = &mut self.rows;
-        self.splitter.push(chunk, &mut |line| rows.line(line));
+        self.container.push(chunk, &mut |row| rows.row(row));
     }
 
     /// Ends the file.
@@ -140,7 +142,7 @@ impl<'t> Checker<'t> {
 
     fn finish_with_data(mut self) -> (Checked, Dataset) {
         let rows = &mut self.rows;
-        self.splitter.finish(&mut |line| rows.line(line));
+        self.container.finish(&mut |row| rows.row(row));
         rows.flush();
         rows.check_whole();
         let rows = self.rows;
@@ -156,6 +158,7 @@ impl<'t> Checker<'t> {
             total_problems: rows.problems.total,
             format,
             shape,
+            container: self.container.kind(),
             stats: rows.stats,
             quality,
         };
@@ -175,10 +178,10 @@ impl Rows<'_> {
         self.decided.unwrap_or(self.limits.expected.usual())
     }
 
-    fn line(&mut self, line: Line<'_>) {
-        match line {
-            Line::Whole { bytes, .. } if bytes.trim_ascii().is_empty() => {}
-            Line::Whole { number, offset, bytes } => {
+    fn row(&mut self, row: Row<'_>) {
+        match row {
+            Row::Whole { bytes, .. } if bytes.trim_ascii().is_empty() => {}
+            Row::Whole { number, offset, bytes } => {
                 self.stats.n_examples += 1;
                 self.batch_bytes += bytes.len();
                 self.batch.push(RawRow { number, offset, bytes: bytes.to_vec() });
@@ -186,14 +189,20 @@ impl Rows<'_> {
                     self.flush();
                 }
             }
-            Line::TooLong { number } => {
-                self.flush();
-                self.stats.n_examples += 1;
+            Row::TooLong { number } => {
                 let limit = self.limits.max_line_bytes;
                 let message = format!("Example {number} is longer than {limit} bytes");
-                self.problems.push(Problem::of_line(code::LINE_TOO_LONG, number, message));
+                self.blame(Problem::of_line(code::LINE_TOO_LONG, number, message));
             }
+            Row::Faulty(problem) => self.blame(problem),
         }
+    }
+
+    /// Takes the fault of a row that cannot be read, or of its container.
+    fn blame(&mut self, problem: Problem) {
+        self.flush();
+        self.stats.n_examples += u64::from(problem.line.is_some());
+        self.problems.push(problem);
     }
 
     fn flush(&mut self) {

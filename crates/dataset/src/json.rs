@@ -37,14 +37,13 @@ pub(crate) fn read(line: u64, text: &str, problems: &mut ProblemList) -> Option<
 
 fn syntax(line: u64, text: &str, error: &serde_json::Error) -> String {
     let whole = error.to_string();
-    // A row is one line, so serde_json's own "at line 1 column 7" would only confuse.
+    // serde_json's own "at line 1 column 7" would only confuse: mostly a row is one line.
     let what = whole.split(" at line ").next().unwrap_or(&whole);
-    let mut message =
-        format!("Example {line} is not valid JSON: {what} (column {})", error.column());
-    if line == 1 && text.trim_start().starts_with('[') {
-        message.push_str("; a JSONL file has one object per line, not one array");
-    }
-    message
+    let place = match text.contains('\n') {
+        true => format!("line {} of it, column {}", error.line(), error.column()),
+        false => format!("column {}", error.column()),
+    };
+    format!("Example {line} is not valid JSON: {what} ({place})")
 }
 
 enum Step {

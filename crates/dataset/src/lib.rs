@@ -1,7 +1,7 @@
 //! Uploaded bytes to checked, tokenised, packed batches. No libtorch, no network, no database.
 //!
-//! - [`Checker`] reads a JSONL file as a stream and names every fault by line ([`Problem`]), in
-//!   bounded memory, counts tokens ([`Stats`]) and tells what is doubtful ([`Quality`], [`Remark`]).
+//! - [`Checker`] reads a file as a stream and names every fault by line ([`Problem`]), in bounded
+//!   memory, counts tokens ([`Stats`]) and tells what is doubtful ([`Quality`], [`Remark`]).
 //! - [`ChatTokenizer`] holds a model's tokenizer and chat template: prompts and training rows to
 //!   ids, generated ids to text ([`TextStream`]).
 //! - [`load`] reads a checked file as a [`Dataset`]: an order per epoch, batches per step, and
@@ -10,6 +10,7 @@
 mod calls;
 mod chat;
 mod check;
+mod container;
 mod control;
 mod encode;
 mod error;
@@ -40,6 +41,7 @@ mod tokenizer;
 
 pub use calls::CallForm;
 pub use check::{Checked, Checker, FileRole, Limits, load};
+pub use container::ContainerKind;
 pub use error::{LoadError, TemplateError};
 pub use format::{Expected, Format};
 pub use mask::Example;

@@ -1,19 +1,9 @@
 //! Cuts a stream of bytes into lines, holding at most one line of at most `max_line_bytes`.
 //!
-//! A longer line is skipped to its newline and reported by number, never held.
+//! A longer line is skipped to its newline and reported by number, never held. Lines come without their
+//! newline and carriage return, the first one without a byte order mark.
 
-/// What [`LineSplitter`] hands out.
-pub(crate) enum Line<'a> {
-    /// Without its newline and carriage return, and without a byte order mark.
-    Whole {
-        number: u64,
-        offset: u64,
-        bytes: &'a [u8],
-    },
-    TooLong {
-        number: u64,
-    },
-}
+use crate::container::{Emit, Row};
 
 pub(crate) struct LineSplitter {
     max_line_bytes: usize,
@@ -30,7 +20,7 @@ impl LineSplitter {
         Self { max_line_bytes, pending: Vec::new(), skipping: false, number: 1, offset: 0 }
     }
 
-    pub fn push(&mut self, mut chunk: &[u8], emit: &mut dyn FnMut(Line<'_>)) {
+    pub fn push(&mut self, mut chunk: &[u8], emit: Emit<'_>) {
         while let Some(newline) = chunk.iter().position(|&byte| byte == b'\n') {
             let (head, rest) = chunk.split_at(newline);
             self.end_line(head, emit);
@@ -43,7 +33,7 @@ impl LineSplitter {
         }
         // Three more bytes for a byte order mark and one for a carriage return.
         if self.pending.len() + chunk.len() > self.max_line_bytes + 4 {
-            emit(Line::TooLong { number: self.number });
+            emit(Row::TooLong { number: self.number });
             self.skipping = true;
             self.pending = Vec::new();
         } else {
@@ -52,13 +42,13 @@ impl LineSplitter {
     }
 
     /// Hands out a last line that has no newline.
-    pub fn finish(&mut self, emit: &mut dyn FnMut(Line<'_>)) {
+    pub fn finish(&mut self, emit: Emit<'_>) {
         if !self.skipping && !self.pending.is_empty() {
             self.end_line(&[], emit);
         }
     }
 
-    fn end_line(&mut self, tail: &[u8], emit: &mut dyn FnMut(Line<'_>)) {
+    fn end_line(&mut self, tail: &[u8], emit: Emit<'_>) {
         if !self.skipping {
             let start = self.offset - self.pending.len() as u64;
             if self.pending.is_empty() {
@@ -69,7 +59,7 @@ impl LineSplitter {
                     line.extend_from_slice(tail);
                     self.emit(&line, start, emit);
                 } else {
-                    emit(Line::TooLong { number: self.number });
+                    emit(Row::TooLong { number: self.number });
                 }
                 line.clear();
                 self.pending = line;
@@ -79,7 +69,7 @@ impl LineSplitter {
         self.number += 1;
     }
 
-    fn emit(&self, line: &[u8], start: u64, emit: &mut dyn FnMut(Line<'_>)) {
+    fn emit(&self, line: &[u8], start: u64, emit: Emit<'_>) {
         let number = self.number;
         let mut bytes = line;
         let mut offset = start;
@@ -91,9 +81,9 @@ impl LineSplitter {
         }
         bytes = bytes.strip_suffix(b"\r").unwrap_or(bytes);
         if bytes.len() > self.max_line_bytes {
-            emit(Line::TooLong { number });
+            emit(Row::TooLong { number });
         } else {
-            emit(Line::Whole { number, offset, bytes });
+            emit(Row::Whole { number, offset, bytes });
         }
     }
 }
@@ -111,11 +101,12 @@ mod tests {
     fn split(bytes: &[u8], chunk: usize, limit: usize) -> Vec<Seen> {
         let mut splitter = LineSplitter::new(limit);
         let mut out = Vec::new();
-        let mut emit = |line: Line<'_>| match line {
-            Line::Whole { number, offset, bytes } => {
+        let mut emit = |line: Row<'_>| match line {
+            Row::Whole { number, offset, bytes } => {
                 out.push((number, Some((offset, bytes.to_vec()))))
             }
-            Line::TooLong { number } => out.push((number, None)),
+            Row::TooLong { number } => out.push((number, None)),
+            Row::Faulty(problem) => panic!("{problem}"),
         };
         for part in bytes.chunks(chunk) {
             splitter.push(part, &mut emit);

@@ -4,6 +4,7 @@
 use std::fmt::Write as _;
 
 use crate::check::Checked;
+use crate::container::ContainerKind;
 use crate::format::Format;
 use crate::shape::Shape;
 use crate::stats::Stats;
@@ -65,7 +66,7 @@ impl Remark {
 impl Checked {
     /// All that should be known about the file, whose examples are cut, or split, at `cut_at` tokens.
     pub fn remarks(&self, cut_at: u32) -> Vec<Remark> {
-        let mut remarks = Vec::from_iter(of_shape(self.shape));
+        let mut remarks = Vec::from_iter(of_shape(self.shape, self.container));
         remarks.extend(of_stats(&self.stats, self.format, cut_at));
         remarks.extend(self.quality.iter().flat_map(|quality| quality.remarks.clone()));
         remarks
@@ -79,22 +80,27 @@ impl Checked {
     }
 }
 
-/// What became of rows that are not in OpenAI's shape, nor in one of ours.
-fn of_shape(shape: Shape) -> Option<Remark> {
+/// What became of rows that are not as OpenAI has them, nor in one of our shapes.
+fn of_shape(shape: Shape, container: ContainerKind) -> Option<Remark> {
     let how = match shape {
         Shape::Messages
         | Shape::Chat
         | Shape::Preference
         | Shape::Labelled
         | Shape::Text
-        | Shape::Reinforcement => return None,
-        Shape::Anthropic | Shape::Alpaca | Shape::ShareGpt => "which were read as conversations.",
+        | Shape::Reinforcement => "",
+        Shape::Anthropic | Shape::Alpaca | Shape::ShareGpt => ", which were read as conversations",
         Shape::PromptCompletion => {
-            "of which each was read as one message of the user and the assistant's answer to it."
+            ", of which each was read as one message of the user and the assistant's answer to it"
         }
-        Shape::ChosenRejected => "which were read as preferred and non-preferred outputs.",
+        Shape::ChosenRejected => ", which were read as preferred and non-preferred outputs",
     };
-    let remark = Remark::of_file("format", format!("its rows are {shape}, {how}"));
+    let within = match container {
+        ContainerKind::Lines if how.is_empty() => return None,
+        ContainerKind::Lines => String::new(),
+        _ => format!(" in {container}"),
+    };
+    let remark = Remark::of_file("format", format!("its rows are {shape}{within}{how}."));
     Some(Remark { is_warning: false, ..remark })
 }
 
@@ -165,13 +171,16 @@ mod tests {
 
     #[test]
     fn it_is_told_how_rows_of_another_shape_were_read() {
-        let remark = of_shape(Shape::PromptCompletion).unwrap();
+        let remark = of_shape(Shape::PromptCompletion, ContainerKind::Lines).unwrap();
         assert!(!remark.is_warning);
         assert_eq!(
             remark.message(12),
             "its rows are prompt/completion pairs, of which each was read as one message of the \
              user and the assistant's answer to it."
         );
+        let table = of_shape(Shape::Text, ContainerKind::Csv).unwrap();
+        assert_eq!(table.message(12), "its rows are plain text in CSV.");
+        assert_eq!(of_shape(Shape::Text, ContainerKind::Lines), None);
     }
 
     #[test]

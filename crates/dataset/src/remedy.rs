@@ -22,7 +22,7 @@ fn of_problem(code: &str) -> Option<&'static str> {
         code::LINE_TOO_LONG => "Split the example, or raise server.max_line_bytes.",
         code::INVALID_UTF8 => "Save the file as UTF-8.",
         code::INVALID_JSON => {
-            "Write one complete JSON object on each line, without line breaks in it."
+            "Write one complete JSON object on each line, or all of them as one list."
         }
         code::NESTING_TOO_DEEP | code::TOO_MANY_VALUES => "Make the row simpler.",
         code::DUPLICATE_KEY => "Keep one of the two keys.",

@@ -141,6 +141,21 @@ impl Shape {
         }
     }
 
+    /// Whether a table's column of this name holds the JSON of a value, and not a text.
+    pub(crate) fn holds_json(self, column: &str) -> bool {
+        match column {
+            "input" => matches!(self, Self::Preference | Self::Labelled),
+            "messages"
+            | sharegpt::TURNS
+            | "tools"
+            | "functions"
+            | "parallel_tool_calls"
+            | "history"
+            | "label" => true,
+            _ => self == Self::Preference,
+        }
+    }
+
     /// Checks a row; what of it is no text ([`Self::Text`] is read elsewhere).
     pub(crate) fn read(
         self,

@@ -7,6 +7,8 @@ use crate::error::{ApiError, ApiResult};
 use crate::inference::prompt::integer;
 
 const PURPOSES: [&str; 6] = ["assistants", "batch", "fine-tune", "vision", "user_data", "evals"];
+/// What rows may be held in, by the ends of names. OpenAI takes the first alone.
+const CONTAINERS: [&str; 4] = [".jsonl", ".json", ".csv", ".tsv"];
 const MAX_FILENAME_BYTES: usize = 1024;
 const SHORTEST_LIFE_SECONDS: i64 = 3600;
 const LONGEST_LIFE_SECONDS: i64 = 30 * 24 * 3600;
@@ -18,15 +20,17 @@ pub(crate) fn check_purpose(purpose: &str, filename: &str) -> ApiResult<()> {
     if filename.len() > MAX_FILENAME_BYTES {
         return Err(ApiError::too_long("filename", MAX_FILENAME_BYTES, filename.len()));
     }
-    let api = match purpose {
-        "fine-tune" => "Fine-Tuning API",
-        "batch" => "Batch API",
+    let (api, ends) = match purpose {
+        "fine-tune" => ("Fine-Tuning API", &CONTAINERS[..]),
+        "batch" => ("Batch API", &CONTAINERS[..1]),
         _ => return Ok(()),
     };
-    if filename.to_ascii_lowercase().ends_with(".jsonl") {
+    let filename = filename.to_ascii_lowercase();
+    if ends.iter().any(|end| filename.ends_with(end)) {
         return Ok(());
     }
-    Err(ApiError::BadRequest(format!("Invalid file format for {api}. Must be .jsonl")))
+    let ends = ends.join(", ");
+    Err(ApiError::BadRequest(format!("Invalid file format for {api}. Must be {ends}")))
 }
 
 /// The largest file of a purpose; `most` is the limit of the way on which it comes.
@@ -66,10 +70,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_training_file_must_be_jsonl() {
-        assert!(check_purpose("fine-tune", "data.JSONL").is_ok());
-        let refused = check_purpose("fine-tune", "data.csv").unwrap_err().to_string();
-        assert_eq!(refused, "Invalid file format for Fine-Tuning API. Must be .jsonl");
+    fn the_name_of_a_training_file_must_say_what_holds_its_rows() {
+        for name in ["data.JSONL", "data.json", "data.csv", "data.tsv"] {
+            assert!(check_purpose("fine-tune", name).is_ok(), "{name}");
+        }
+        let refused = |purpose, name| check_purpose(purpose, name).unwrap_err().to_string();
+        assert_eq!(
+            refused("fine-tune", "data.txt"),
+            "Invalid file format for Fine-Tuning API. Must be .jsonl, .json, .csv, .tsv"
+        );
+        assert_eq!(refused("batch", "x.csv"), "Invalid file format for Batch API. Must be .jsonl");
         assert!(check_purpose("user_data", "x.csv").is_ok());
         assert!(check_purpose("training", "x.jsonl").is_err());
     }

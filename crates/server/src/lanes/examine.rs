@@ -101,7 +101,7 @@ impl Examination<'_> {
         let files = [(FileRole::Training, Some(training)), (FileRole::Validation, validation)];
         for (role, checked) in files {
             let Some(checked) = checked else { continue };
-            dataset[field(role)] = figures(checked.shape, &checked.stats);
+            dataset[field(role)] = figures(checked);
         }
         let batch_size = u64::from(hyperparameters.batch_size.max(1));
         Findings {

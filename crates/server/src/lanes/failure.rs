@@ -113,6 +113,7 @@ mod tests {
             total_problems: total,
             format: dataset::Format::Chat,
             shape: dataset::Shape::Chat,
+            container: dataset::ContainerKind::Lines,
             stats: Stats::default(),
             quality: None,
         }

@@ -1,7 +1,7 @@
 //! What a user should know about files that are good: each note is an event with its lines, and the
 //! figures are shown with the job.
 
-use dataset::{Checked, FileRole, Remark, Shape, Stats};
+use dataset::{Checked, FileRole, Remark};
 use domain::report::Level;
 use serde_json::{Value, json};
 use store::queue::Note;
@@ -36,7 +36,8 @@ fn note(role: FileRole, checked: &Checked, remark: &Remark, cut_at: u32) -> Note
         FileRole::Validation => "Validation",
     };
     let mut data = json!({
-        "file": field(role), "format": checked.shape.as_str(), "finding": remark.code,
+        "file": field(role), "format": checked.shape.as_str(),
+        "container": checked.container.as_str(), "finding": remark.code,
         "n_examples": remark.count, "max_seq_len": cut_at,
     });
     if !remark.lines.is_empty() {
@@ -50,10 +51,12 @@ fn note(role: FileRole, checked: &Checked, remark: &Remark, cut_at: u32) -> Note
 }
 
 /// The figures shown with the job.
-pub(crate) fn figures(shape: Shape, stats: &Stats) -> Value {
+pub(crate) fn figures(checked: &Checked) -> Value {
+    let stats = &checked.stats;
     let first = |lines: &[u64]| json!(&lines[..lines.len().min(LINES_OF_FIGURES)]);
     json!({
-        "format": shape.as_str(),
+        "format": checked.shape.as_str(),
+        "container": checked.container.as_str(),
         "n_examples": stats.n_examples,
         "n_sequences": stats.n_sequences,
         "tokens": stats.tokens,
