@@ -1,4 +1,4 @@
-"""Calls on jobs beyond their life: validation, streams of events, repeated requests, deletion, wrong states."""
+"""Calls on jobs beyond their life: validation, streams of events, deletion, wrong states."""
 
 import base64
 import csv
@@ -83,49 +83,6 @@ def test_a_stream_is_refused_as_a_list_is(client):
     with pytest.raises(openai.NotFoundError) as caught:
         events_stream(client, "ftjob-none")
     assert caught.value.code == "fine_tune_not_found"
-
-
-class LosingAnswers(httpx.BaseTransport):
-    """Hands every request on, and loses the first answer to the creation of a job."""
-
-    def __init__(self):
-        self.inner = httpx.HTTPTransport()
-        self.tries = []
-
-    def handle_request(self, request):
-        response = self.inner.handle_request(request)
-        if request.method == "POST" and request.url.path.endswith("/fine_tuning/jobs"):
-            self.tries.append(request.headers["x-stainless-retry-count"])
-            if len(self.tries) == 1:
-                response.read()
-                raise httpx.ReadError("the answer is lost")
-        return response
-
-
-def test_a_lost_answer_does_not_make_two_jobs(server, client, training_file):
-    transport = LosingAnswers()
-    mine = {"lost": "answer"}
-    with server.client(http_client=httpx.Client(transport=transport), max_retries=2) as unlucky:
-        job = jobs.create(unlucky, training_file.id, metadata=mine)
-    assert transport.tries == ["0", "1"]
-    made = client.fine_tuning.jobs.list(extra_query={"metadata[lost]": "answer"}).data
-    assert [other.id for other in made] == [job.id]
-    client.fine_tuning.jobs.cancel(job.id)
-    client.delete(f"/fine_tuning/jobs/{job.id}", cast_to=object)
-
-
-def test_the_same_key_means_the_same_job(client, training_file):
-    def create(key, epochs=1):
-        return jobs.create(client, training_file.id, epochs=epochs, extra_headers={"Idempotency-Key": key})
-
-    first = create("key one")
-    assert create("key one").id == first.id
-    with pytest.raises(openai.BadRequestError, match="Idempotency-Key"):
-        create("key one", epochs=2)
-    second = create("key two")
-    assert second.id != first.id
-    for job in (first, second):
-        client.fine_tuning.jobs.cancel(job.id)
 
 
 def test_wrong_states_are_refused_once(server, training_file):

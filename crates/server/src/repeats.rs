@@ -6,7 +6,7 @@
 use axum::http::HeaderMap;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use store::idempotency::{Attempt, Once};
+use store::idempotency::{Attempt, Created, Once};
 
 use crate::error::{ApiError, ApiResult};
 
@@ -14,24 +14,25 @@ const KEY: &str = "idempotency-key";
 const TRIES: &str = "x-stainless-retry-count";
 const MAX_KEY_BYTES: usize = 255;
 
-/// How the creation of an object is kept from happening twice.
-pub(crate) fn once(headers: &HeaderMap, operation: &'static str, body: &Value) -> ApiResult<Once> {
-    let mut body = body.clone();
+/// How the creation of an object is kept from happening twice. `request` is all that the client asks for: the
+/// body, and what else decides about the object, such as ids in the path.
+pub(crate) fn once(headers: &HeaderMap, created: Created, request: &Value) -> ApiResult<Once> {
+    let mut request = request.clone();
     // The order of fields carries no meaning.
-    body.sort_all_objects();
-    let request_sha256: [u8; 32] = Sha256::digest(body.to_string()).into();
+    request.sort_all_objects();
+    let request_sha256: [u8; 32] = Sha256::digest(request.to_string()).into();
     let Some(key) = headers.get(KEY) else {
         let tries = headers.get(TRIES).and_then(|tries| tries.to_str().ok()?.parse::<u32>().ok());
         let attempt = if tries.unwrap_or(0) > 0 { Attempt::Again } else { Attempt::First };
         let digits: String = request_sha256.iter().map(|byte| format!("{byte:02x}")).collect();
-        return Ok(Once { operation, key: format!("body:{digits}"), request_sha256, attempt });
+        return Ok(Once { created, key: format!("body:{digits}"), request_sha256, attempt });
     };
     let key = String::from_utf8_lossy(key.as_bytes());
     if key.is_empty() || key.len() > MAX_KEY_BYTES {
         let message = format!("An Idempotency-Key has 1 to {MAX_KEY_BYTES} characters.");
         return Err(ApiError::BadRequest(message));
     }
-    Ok(Once { operation, key: format!("key:{key}"), request_sha256, attempt: Attempt::Keyed })
+    Ok(Once { created, key: format!("key:{key}"), request_sha256, attempt: Attempt::Keyed })
 }
 
 #[cfg(test)]
@@ -45,7 +46,7 @@ mod tests {
         for (name, value) in headers {
             map.insert(*name, value.parse().unwrap());
         }
-        once(&map, "fine_tuning.job", &body)
+        once(&map, Created::Job, &body)
     }
 
     #[test]

@@ -12,8 +12,7 @@ use crate::blob::BlobKey;
 use crate::db::{Db, Lane};
 use crate::error::{Conflict, Error, Result};
 use crate::garbage;
-use crate::idempotency;
-use crate::jobs::OPERATION;
+use crate::idempotency::{self, Created};
 use crate::projects::Project;
 use crate::queue::{self, Held, hold};
 
@@ -58,7 +57,7 @@ async fn remove(tx: &mut PgConnection, project: &Project, id: &JobId) -> Result<
     ] {
         sqlx::query(statement).bind(id.as_str()).execute(&mut *tx).await?;
     }
-    idempotency::forget(tx, project.id.as_str(), OPERATION, id.as_str()).await
+    idempotency::forget(tx, project.id.as_str(), Created::Job, id.as_str()).await
 }
 
 async fn remove_results(tx: &mut PgConnection, project: &Project, id: &JobId) -> Result<()> {

@@ -11,12 +11,13 @@ use std::collections::BTreeMap;
 
 use domain::EvalId;
 use serde_json::Value;
-use sqlx::FromRow;
 use sqlx::types::Json;
+use sqlx::{FromRow, PgConnection, PgExecutor};
 use time::OffsetDateTime;
 
-use crate::db::Db;
+use crate::db::{Db, Lane};
 use crate::error::{Error, Result};
+use crate::idempotency::{self, Created, Once};
 use crate::page::{Page, PageQuery};
 use crate::projects::Project;
 use crate::text;
@@ -99,24 +100,53 @@ pub(crate) fn clean_metadata(metadata: Option<&Metadata>) -> Option<Json<Metadat
     metadata.map(|metadata| Json(metadata.iter().map(clean).collect()))
 }
 
-pub async fn create(db: &Db, project: &Project, new: &NewEval) -> Result<EvalRow> {
+pub async fn create(
+    db: &Db,
+    project: &Project,
+    new: NewEval,
+    once: Option<Once>,
+) -> Result<EvalRow> {
+    let args = (project.clone(), new, once);
+    db.transact(Lane::Api, args, |tx, (project, new, once)| {
+        Box::pin(async move {
+            let id = EvalId::new();
+            let first = idempotency::begin(tx, project.id.as_str(), once.as_ref(), id.as_str());
+            match first.await? {
+                Some(first) => find(tx, project, &first.into()).await,
+                None => insert(tx, project, &id, new).await,
+            }
+        })
+    })
+    .await
+}
+
+async fn insert(
+    tx: &mut PgConnection,
+    project: &Project,
+    id: &EvalId,
+    new: &NewEval,
+) -> Result<EvalRow> {
     let record: EvalRecord = sqlx::query_as(concat!(
         "insert into evals (id, project_id, name, data_source_config, testing_criteria, metadata)
          values ($1, $2, $3, $4::json, $5::json, $6) returning ",
         columns!()
     ))
-    .bind(EvalId::new().as_str())
+    .bind(id.as_str())
     .bind(project.id.as_str())
     .bind(text::clean(&new.name))
     .bind(new.data_source_config.to_string())
     .bind(new.testing_criteria.to_string())
     .bind(clean_metadata(new.metadata.as_ref()))
-    .fetch_one(&db.pool)
+    .fetch_one(tx)
     .await?;
     Ok(record.into())
 }
 
 pub async fn get(db: &Db, project: &Project, id: &EvalId) -> Result<EvalRow> {
+    find(&db.pool, project, id).await
+}
+
+async fn find(db: impl PgExecutor<'_>, project: &Project, id: &EvalId) -> Result<EvalRow> {
     let record: Option<EvalRecord> = sqlx::query_as(concat!(
         "select ",
         columns!(),
@@ -124,7 +154,7 @@ pub async fn get(db: &Db, project: &Project, id: &EvalId) -> Result<EvalRow> {
     ))
     .bind(id.as_str())
     .bind(project.id.as_str())
-    .fetch_optional(&db.pool)
+    .fetch_optional(db)
     .await?;
     record.map(Into::into).ok_or(Error::NotFound("eval"))
 }
@@ -183,11 +213,19 @@ pub async fn update(
 
 /// Removes an evaluation with its runs and all that they recorded. A run that goes on loses its claim.
 pub async fn delete(db: &Db, project: &Project, id: &EvalId) -> Result<()> {
-    let gone = sqlx::query("delete from evals where id = $1 and project_id = $2")
-        .bind(id.as_str())
-        .bind(project.id.as_str())
-        .execute(&db.pool)
-        .await?
-        .rows_affected();
-    if gone == 1 { Ok(()) } else { Err(Error::NotFound("eval")) }
+    let args = (project.clone(), id.clone());
+    db.transact(Lane::Api, args, |tx, (project, id)| {
+        Box::pin(async move {
+            let gone = sqlx::query("delete from evals where id = $1 and project_id = $2")
+                .bind(id.as_str())
+                .bind(project.id.as_str())
+                .execute(&mut *tx)
+                .await?;
+            if gone.rows_affected() == 0 {
+                return Err(Error::NotFound("eval"));
+            }
+            idempotency::forget(tx, project.id.as_str(), Created::Eval, id.as_str()).await
+        })
+    })
+    .await
 }

@@ -18,6 +18,7 @@ use crate::blob::{BlobKey, BlobReader};
 use crate::db::{Db, Lane};
 use crate::error::{Conflict, Error, Result};
 use crate::garbage::{self, Reserved};
+use crate::idempotency::{self, Created, Once};
 use crate::page::{Page, PageQuery};
 use crate::projects::Project;
 use crate::uploads;
@@ -114,14 +115,27 @@ impl Uploaded {
         &self.content.sha256
     }
 
-    /// Makes the file visible.
-    pub async fn commit(self, new: NewFile) -> Result<FileRow> {
+    /// Makes the file visible. A file that an earlier request of the same kind has made is given instead, and
+    /// this content removed.
+    pub async fn commit(self, new: NewFile, once: Option<Once>) -> Result<FileRow> {
         let (db, upload) = (self.db.clone(), Arc::new(self));
-        let args = (upload.clone(), new);
+        let args = (upload.clone(), new, once);
         let row = db
-            .transact(Lane::Api, args, |tx, (upload, new)| Box::pin(insert(tx, upload, new)))
+            .transact(Lane::Api, args, |tx, (upload, new, once)| {
+                Box::pin(async move {
+                    let (project, id) = (&upload.content.project, upload.id());
+                    let first =
+                        idempotency::begin(tx, project.as_str(), once.as_ref(), id.as_str());
+                    match first.await? {
+                        Some(first) => find(tx, project, &first.into()).await,
+                        None => insert(tx, upload, new).await,
+                    }
+                })
+            })
             .await?;
-        upload.mark_visible();
+        if row.id == *upload.id() {
+            upload.mark_visible();
+        }
         Ok(row)
     }
 
@@ -190,12 +204,12 @@ pub(crate) async fn insert_row(
 }
 
 pub async fn get(db: &Db, project: &Project, id: &FileId) -> Result<FileRow> {
-    find(&db.pool, project, id).await
+    find(&db.pool, &project.id, id).await
 }
 
 pub(crate) async fn find(
     db: impl sqlx::PgExecutor<'_>,
-    project: &Project,
+    project: &ProjectId,
     id: &FileId,
 ) -> Result<FileRow> {
     let record: Option<FileRecord> = sqlx::query_as(
@@ -203,7 +217,7 @@ pub(crate) async fn find(
          and (expires_at is null or expires_at > clock_timestamp())",
     )
     .bind(id.as_str())
-    .bind(project.id.as_str())
+    .bind(project.as_str())
     .fetch_optional(db)
     .await?;
     record.map(Into::into).ok_or(Error::NotFound("file"))
@@ -354,6 +368,7 @@ async fn user(tx: &mut PgConnection, file: &FileRecord) -> Result<Option<Conflic
 /// The row goes, and its content is given over to removal: the paths.
 async fn remove(tx: &mut PgConnection, file: &FileRecord, reason: &str) -> Result<Vec<String>> {
     sqlx::query("delete from files where id = $1").bind(&file.id).execute(&mut *tx).await?;
+    idempotency::forget(tx, &file.project_id, Created::File, &file.id).await?;
     if let Some(upload) = &file.upload_id {
         return uploads::remove_content(tx, upload, reason).await;
     }

@@ -17,11 +17,35 @@ const RETRIED_WITHIN: Duration = Duration::from_secs(15 * 60);
 /// A request that creates something once.
 #[derive(Debug, Clone)]
 pub struct Once {
-    /// What is created: `fine_tuning.job`, …
-    pub operation: &'static str,
+    pub created: Created,
     pub key: String,
     pub request_sha256: [u8; 32],
     pub attempt: Attempt,
+}
+
+/// What can be created once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Created {
+    Job,
+    File,
+    Upload,
+    Eval,
+    EvalRun,
+    WebhookEndpoint,
+}
+
+impl Created {
+    /// As the rows name it.
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Job => "fine_tuning.job",
+            Self::File => "file",
+            Self::Upload => "upload",
+            Self::Eval => "eval",
+            Self::EvalRun => "eval.run",
+            Self::WebhookEndpoint => "webhook_endpoint",
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,22 +71,21 @@ impl Once {
 
 /// What an earlier request of this kind has created. `Conflict::KeyReused` when it asked for something else.
 pub async fn earlier(db: &Db, project: &Project, once: &Once) -> Result<Option<String>> {
+    if once.attempt == Attempt::First {
+        return Ok(None);
+    }
     let mut connection = db.pool.acquire().await?;
-    find(&mut connection, project, once).await
+    find(&mut connection, project.id.as_str(), once).await
 }
 
-async fn find(
-    connection: &mut PgConnection,
-    project: &Project,
-    once: &Once,
-) -> Result<Option<String>> {
+async fn find(connection: &mut PgConnection, project: &str, once: &Once) -> Result<Option<String>> {
     let row: Option<(String, Vec<u8>)> = sqlx::query_as(
         "select object_id, request_sha256 from idempotency
          where project_id = $1 and operation = $2 and key = $3
            and created_at > clock_timestamp() - $4",
     )
-    .bind(project.id.as_str())
-    .bind(once.operation)
+    .bind(project)
+    .bind(once.created.as_str())
     .bind(&once.key)
     .bind(crate::interval(once.remembered()))
     .fetch_optional(connection)
@@ -77,13 +100,14 @@ async fn find(
 }
 
 /// Remembers that the present transaction creates `object`; or gives what an earlier request has created, whose
-/// end this waits for.
+/// end this waits for. Without `once` nothing is remembered: who asks twice gets two.
 pub(crate) async fn begin(
     tx: &mut PgConnection,
-    project: &Project,
-    once: &Once,
+    project: &str,
+    once: Option<&Once>,
     object: &str,
 ) -> Result<Option<String>> {
+    let Some(once) = once else { return Ok(None) };
     let ours: Option<(String,)> = sqlx::query_as(
         "insert into idempotency as i (project_id, operation, key, request_sha256, object_id)
          values ($1, $2, $3, $4, $5)
@@ -93,8 +117,8 @@ pub(crate) async fn begin(
          where i.created_at <= clock_timestamp() - $6
          returning object_id",
     )
-    .bind(project.id.as_str())
-    .bind(once.operation)
+    .bind(project)
+    .bind(once.created.as_str())
     .bind(&once.key)
     .bind(once.request_sha256.as_slice())
     .bind(object)
@@ -114,14 +138,14 @@ pub(crate) async fn begin(
 pub(crate) async fn forget(
     tx: &mut PgConnection,
     project: &str,
-    operation: &str,
+    created: Created,
     object: &str,
 ) -> Result<()> {
     sqlx::query(
         "delete from idempotency where project_id = $1 and operation = $2 and object_id = $3",
     )
     .bind(project)
-    .bind(operation)
+    .bind(created.as_str())
     .bind(object)
     .execute(tx)
     .await?;

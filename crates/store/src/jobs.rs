@@ -53,9 +53,6 @@ pub struct NewJob {
     pub priority: i16,
 }
 
-/// What [`Once`] calls the creation of a job.
-pub const OPERATION: &str = "fine_tuning.job";
-
 /// What the server wants of a job that has not ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Desired {
@@ -128,17 +125,14 @@ pub struct JobRow {
 
 /// Inserts a job in `validating_files`, and the event `Created fine-tuning job: …`. `NotFound("training
 /// file")`, `NotFound("validation file")` or `NotFound("model")` when the project has none such.
-pub async fn create(db: &Db, project: &Project, new: NewJob) -> Result<JobRow> {
-    let args = (project.clone(), new);
-    db.transact(Lane::Api, args, |tx, (project, new)| Box::pin(insert(tx, project, new))).await
-}
-
-/// [`create`], unless an earlier request of this kind has created one: then that job.
-pub async fn create_once(db: &Db, project: &Project, new: NewJob, once: Once) -> Result<JobRow> {
+/// A job that an earlier request of the same kind has created is given instead.
+pub async fn create(db: &Db, project: &Project, new: NewJob, once: Option<Once>) -> Result<JobRow> {
     let args = (project.clone(), new, once);
     db.transact(Lane::Api, args, |tx, (project, new, once)| {
         Box::pin(async move {
-            match idempotency::begin(tx, project, once, new.id.as_str()).await? {
+            let id = new.id.as_str();
+            let first = idempotency::begin(tx, project.id.as_str(), once.as_ref(), id);
+            match first.await? {
                 Some(first) => load(tx, &first.into()).await,
                 None => insert(tx, project, new).await,
             }

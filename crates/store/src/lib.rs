@@ -17,11 +17,11 @@
 //! | [`models`] | `list`, `get`, `resolve` (name → base model + adapter), `delete` |
 //! | [`permissions`] | other projects' right to use a model: `create`, `list`, `delete` |
 //! | [`projects`] | `create`, `get`, `list` |
-//! | [`jobs`] | `create`, `create_once`, `get`, `list`, `set_metadata`, `count_by_status` |
+//! | [`jobs`] | `create`, `get`, `list`, `set_metadata`, `count_by_status` |
 //! | [`deletion`] | `delete` of a job that has ended |
 //! | [`waiting`] | the line before a queued job, workers, speeds: for estimates of time |
 //! | [`follow`] | which of many jobs have new events: for streams |
-//! | [`idempotency`] | requests that may come twice |
+//! | [`idempotency`] | creations that may be asked for twice: a `Once` given to `create` or `commit` |
 //! | [`queue`] | **every change of a job's state**: validation, claim, heartbeat, reports, checkpoints, finish, fail, release, cancel, pause, resume |
 //! | [`reaper`] | takes runs back from silent workers; `tick` it every `lease.reap_every` |
 //! | [`events`], [`checkpoints`] | lists; following a job; metrics per step |

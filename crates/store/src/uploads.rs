@@ -20,6 +20,7 @@ use crate::db::{Db, Lane};
 use crate::error::{Conflict, Error, Result};
 use crate::files::{self, FileRow};
 use crate::garbage;
+use crate::idempotency::{self, Once};
 use crate::projects::Project;
 
 pub use complete::{Completion, complete};
@@ -183,14 +184,39 @@ impl Record {
     }
 }
 
-pub async fn create(db: &Db, project: &Project, new: NewUpload) -> Result<UploadRow> {
+pub async fn create(
+    db: &Db,
+    project: &Project,
+    new: NewUpload,
+    once: Option<Once>,
+) -> Result<UploadRow> {
+    let args = (project.clone(), new, once);
+    db.transact(Lane::Api, args, |tx, (project, new, once)| {
+        Box::pin(async move {
+            let id = UploadId::new();
+            let first = idempotency::begin(tx, project.id.as_str(), once.as_ref(), id.as_str());
+            let Some(first) = first.await? else { return insert(tx, project, &id, new).await };
+            let upload = find(tx, project, &first.into()).await?;
+            let file = file_of(tx, project, &upload).await?;
+            upload.into_row(file)
+        })
+    })
+    .await
+}
+
+async fn insert(
+    tx: &mut PgConnection,
+    project: &Project,
+    id: &UploadId,
+    new: &NewUpload,
+) -> Result<UploadRow> {
     let record: Record = sqlx::query_as(
         "insert into uploads (id, project_id, filename, purpose, mime_type, bytes, file_expires_after,
                               created_at, expires_at)
          select $1, $2, $3, $4, $5, $6, $7, now, now + $8 from clock_timestamp() now
          returning *, false as is_over",
     )
-    .bind(UploadId::new().as_str())
+    .bind(id.as_str())
     .bind(project.id.as_str())
     .bind(crate::text::clean(&new.filename))
     .bind(&new.purpose)
@@ -198,7 +224,7 @@ pub async fn create(db: &Db, project: &Project, new: NewUpload) -> Result<Upload
     .bind(new.bytes as i64)
     .bind(new.file_expires_after.map(crate::interval))
     .bind(crate::interval(new.lifetime))
-    .fetch_one(&db.pool)
+    .fetch_one(tx)
     .await?;
     record.into_row(None)
 }
@@ -332,7 +358,7 @@ async fn file_of(
     upload: &Record,
 ) -> Result<Option<FileRow>> {
     let Some(id) = &upload.file_id else { return Ok(None) };
-    match files::find(tx, project, &FileId::from(id.as_str())).await {
+    match files::find(tx, &project.id, &FileId::from(id.as_str())).await {
         Ok(file) => Ok(Some(file)),
         Err(Error::NotFound(_)) => Ok(None),
         Err(error) => Err(error),

@@ -11,11 +11,12 @@ use std::time::Duration;
 
 use domain::WebhookEndpointId;
 use secrecy::{ExposeSecret, SecretString};
-use sqlx::{FromRow, PgConnection};
+use sqlx::{FromRow, PgConnection, PgExecutor};
 use time::OffsetDateTime;
 
 use crate::db::{Db, Lane};
 use crate::error::{Conflict, Error, Result};
+use crate::idempotency::{self, Created, Once};
 use crate::page::{Page, PageQuery};
 use crate::projects::Project;
 use crate::text;
@@ -124,10 +125,18 @@ pub async fn create(
     project: &Project,
     new: NewEndpoint,
     most: u32,
+    once: Option<Once>,
 ) -> Result<EndpointRow> {
-    let args = (project.clone(), new, most);
-    db.transact(Lane::Api, args, |tx, (project, new, most)| {
-        Box::pin(insert(tx, project, new, *most))
+    let args = (project.clone(), new, most, once);
+    db.transact(Lane::Api, args, |tx, (project, new, most, once)| {
+        Box::pin(async move {
+            let id = WebhookEndpointId::new();
+            let first = idempotency::begin(tx, project.id.as_str(), once.as_ref(), id.as_str());
+            match first.await? {
+                Some(first) => find(tx, project, &first.into()).await,
+                None => insert(tx, project, &id, new, *most).await,
+            }
+        })
     })
     .await
 }
@@ -135,6 +144,7 @@ pub async fn create(
 async fn insert(
     tx: &mut PgConnection,
     project: &Project,
+    id: &WebhookEndpointId,
     new: &NewEndpoint,
     most: u32,
 ) -> Result<EndpointRow> {
@@ -156,7 +166,7 @@ async fn insert(
          values ($1, $2, $3, $4, $5, $6) returning ",
         columns!()
     ))
-    .bind(WebhookEndpointId::new().as_str())
+    .bind(id.as_str())
     .bind(project.id.as_str())
     .bind(text::clean(&new.name))
     .bind(&new.url)
@@ -168,6 +178,14 @@ async fn insert(
 }
 
 pub async fn get(db: &Db, project: &Project, id: &WebhookEndpointId) -> Result<EndpointRow> {
+    find(&db.pool, project, id).await
+}
+
+async fn find(
+    db: impl PgExecutor<'_>,
+    project: &Project,
+    id: &WebhookEndpointId,
+) -> Result<EndpointRow> {
     let record: Option<EndpointRecord> = sqlx::query_as(concat!(
         "select ",
         columns!(),
@@ -175,7 +193,7 @@ pub async fn get(db: &Db, project: &Project, id: &WebhookEndpointId) -> Result<E
     ))
     .bind(id.as_str())
     .bind(project.id.as_str())
-    .fetch_optional(&db.pool)
+    .fetch_optional(db)
     .await?;
     found(record)
 }
@@ -253,13 +271,23 @@ pub async fn rotate_secret(
 
 /// Removes an endpoint with its deliveries. One that is on its way may still arrive.
 pub async fn delete(db: &Db, project: &Project, id: &WebhookEndpointId) -> Result<()> {
-    let gone = sqlx::query("delete from webhook_endpoints where id = $1 and project_id = $2")
-        .bind(id.as_str())
-        .bind(project.id.as_str())
-        .execute(&db.pool)
-        .await?
-        .rows_affected();
-    if gone == 1 { Ok(()) } else { Err(Error::NotFound("webhook endpoint")) }
+    let args = (project.clone(), id.clone());
+    db.transact(Lane::Api, args, |tx, (project, id)| {
+        Box::pin(async move {
+            let statement = "delete from webhook_endpoints where id = $1 and project_id = $2";
+            let gone = sqlx::query(statement)
+                .bind(id.as_str())
+                .bind(project.id.as_str())
+                .execute(&mut *tx)
+                .await?;
+            if gone.rows_affected() == 0 {
+                return Err(Error::NotFound("webhook endpoint"));
+            }
+            let created = Created::WebhookEndpoint;
+            idempotency::forget(tx, project.id.as_str(), created, id.as_str()).await
+        })
+    })
+    .await
 }
 
 fn found(record: Option<EndpointRecord>) -> Result<EndpointRow> {

@@ -30,7 +30,12 @@ async fn read(request: Request, state: &AppState) -> Result<Bytes, ApiError> {
 }
 
 fn parse<T: DeserializeOwned>(bytes: &Bytes) -> Result<T, ApiError> {
-    serde_path_to_error::deserialize(object(bytes)?).map_err(|error| {
+    from_value(object(bytes)?)
+}
+
+/// [`Json`], of a body that was read as a [`JsonObject`].
+pub(crate) fn from_value<T: DeserializeOwned>(body: Value) -> Result<T, ApiError> {
+    serde_path_to_error::deserialize(body).map_err(|error| {
         let path = error.path().to_string();
         explain(&path, &error.into_inner().to_string())
     })

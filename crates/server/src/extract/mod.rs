@@ -9,6 +9,6 @@ pub(crate) mod path;
 pub(crate) mod upload;
 
 pub(crate) use auth::{Asker, Caller, Worker};
-pub(crate) use json::{Json, JsonObject, JsonOrNothing};
+pub(crate) use json::{Json, JsonObject, JsonOrNothing, from_value};
 pub(crate) use page::{Filters, Flag, Page};
 pub(crate) use path::{Id, Ids, Segments};

@@ -4,9 +4,11 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
+use serde_json::json;
 use store::evals::items::{self, Verdict};
 use store::evals::runs::{self, NewRun, RunStatus};
 use store::evals::{self, OrderBy};
+use store::idempotency::{self, Created};
 use store::{Order, PageQuery, Project};
 
 use crate::convert::{self, OrNotFound};
@@ -16,9 +18,10 @@ use crate::evals::plan::{Plan, Source};
 use crate::evals::rows;
 use crate::evals::schema::Schema;
 use crate::evals::show;
-use crate::extract::{Caller, Id, Ids, Json as Body, Page, Segments};
+use crate::extract::{Caller, Id, Ids, Json as Body, JsonObject, Page, Segments, from_value};
 use crate::grading;
 use crate::inference::ask;
+use crate::repeats;
 use crate::request::check_metadata;
 use crate::state::AppState;
 use crate::wire::eval::{
@@ -51,14 +54,17 @@ fn query(page: &Page) -> PageQuery {
 /// Create an evaluation: graders over a data source.
 #[utoipa::path(post, path = "/evals", tag = "Evals", operation_id = "createEval",
     request_body = CreateEval,
+    params(("Idempotency-Key" = Option<String>, Header)),
     responses((status = 201, body = Eval)))]
 pub(crate) async fn create(
     State(state): State<AppState>,
     Caller(project): Caller,
-    Body(body): Body<CreateEval>,
+    headers: HeaderMap,
+    JsonObject(body): JsonObject,
 ) -> ApiResult<(StatusCode, Json<Eval>)> {
-    let new = definition::new_eval(body)?;
-    let row = evals::create(&state.store.db, &project, &new).await?;
+    let once = repeats::once(&headers, Created::Eval, &body)?;
+    let new = definition::new_eval(from_value(body)?)?;
+    let row = evals::create(&state.store.db, &project, new, Some(once)).await?;
     Ok((StatusCode::CREATED, Json(show::eval(row))))
 }
 
@@ -134,18 +140,30 @@ pub(crate) async fn delete(
 /// Start a run: rows are read, a model is asked if the data source names one, and the graders judge.
 #[utoipa::path(post, path = "/evals/{eval_id}/runs", tag = "Evals",
     operation_id = "createEvalRun",
-    params(("eval_id" = String, Path)), request_body = CreateRun,
+    params(("eval_id" = String, Path), ("Idempotency-Key" = Option<String>, Header)),
+    request_body = CreateRun,
     responses((status = 201, body = Run)))]
 pub(crate) async fn create_run(
     State(state): State<AppState>,
     Caller(project): Caller,
     Id(id): Id,
     headers: HeaderMap,
-    Body(body): Body<CreateRun>,
+    JsonObject(body): JsonObject,
 ) -> ApiResult<(StatusCode, Json<Run>)> {
     let eval_id = id.as_str().into();
     let db = &state.store.db;
     let eval = evals::get(db, &project, &eval_id).await.or_not_found(|| no_eval(&id))?;
+    let show = |row| {
+        let run = show::run(row, &eval.testing_criteria, &show::root(&state, &headers));
+        (StatusCode::CREATED, Json(run))
+    };
+    let asked = json!({"eval_id": id, "run": body});
+    let once = repeats::once(&headers, Created::EvalRun, &asked)?;
+    // The first answer counts, also when a file or a model that it names is gone by now.
+    if let Some(first) = idempotency::earlier(db, &project, &once).await? {
+        return Ok(show(runs::get(db, &project, &eval_id, &first.into()).await?));
+    }
+    let body: CreateRun = from_value(body)?;
     check_metadata(body.metadata.as_ref())?;
     let plan = Plan::parse(&body.data_source)?;
     if let Some(name) = &body.name {
@@ -161,7 +179,8 @@ pub(crate) async fn create_run(
         metadata: body.metadata,
     };
     let file = new.source_file.clone();
-    let row = runs::create(db, &project, &eval_id, new).await.map_err(|error| match error {
+    let row = runs::create(db, &project, &eval_id, new, Some(once)).await;
+    let row = row.map_err(|error| match error {
         store::Error::NotFound("file") => ApiError::ReferencedFileNotFound {
             param: "data_source.source.id",
             id: file.map(|file| file.to_string()).unwrap_or_default(),
@@ -170,8 +189,7 @@ pub(crate) async fn create_run(
         other => other.into(),
     })?;
     state.wake.evals.notify_one();
-    let run = show::run(row, &eval.testing_criteria, &show::root(&state, &headers));
-    Ok((StatusCode::CREATED, Json(run)))
+    Ok(show(row))
 }
 
 /// Whether every model that the run asks is there: better now than once per row.

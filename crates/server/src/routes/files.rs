@@ -9,7 +9,9 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures::stream::BoxStream;
 use serde::Deserialize;
+use serde_json::json;
 use store::files::{self, NewFile};
+use store::idempotency::Created;
 use store::{Project, Uploaded};
 
 use crate::base64_text::Base64;
@@ -18,6 +20,7 @@ use crate::error::{ApiError, ApiResult};
 use crate::extract::upload::{self, Destination};
 use crate::extract::{Caller, Id, Page};
 use crate::file_rules;
+use crate::repeats;
 use crate::results::STEP_METRICS;
 use crate::state::AppState;
 use crate::wire::error::ErrorEnvelope;
@@ -32,10 +35,12 @@ const SECONDS: &str = "expires_after[seconds]";
 /// Upload a file. The parts may come in any order.
 #[utoipa::path(post, path = "/files", tag = "Files", operation_id = "createFile",
     request_body(content_type = "multipart/form-data", content = NewFileForm),
+    params(("Idempotency-Key" = Option<String>, Header)),
     responses((status = 200, body = File)))]
 pub(crate) async fn create(
     State(state): State<AppState>,
     Caller(project): Caller,
+    headers: HeaderMap,
     request: Request,
 ) -> ApiResult<Json<File>> {
     let form =
@@ -56,8 +61,15 @@ pub(crate) async fn create(
     let seconds = seconds.map_err(|_| ApiError::invalid_type(SECONDS, "an integer", "a string"))?;
     let name = |name: &str| format!("expires_after[{name}]");
     let expires_after = file_rules::life(purpose, field(ANCHOR), seconds, name)?;
+    let asked = json!({
+        "filename": filename,
+        "purpose": purpose,
+        "expires_after": expires_after.map(|life| life.as_secs()),
+        "sha256": content.sha256(),
+    });
+    let once = repeats::once(&headers, Created::File, &asked)?;
     let new = NewFile { filename, purpose: purpose.to_owned(), expires_after };
-    Ok(Json(convert::file(content.commit(new).await?)))
+    Ok(Json(convert::file(content.commit(new, Some(once)).await?)))
 }
 
 struct Files<'a> {

@@ -7,7 +7,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
-use store::idempotency::{self, Attempt};
+use store::idempotency::{self, Created};
 use store::jobs::{JobRow, MetadataFilter};
 use store::{checkpoints, deletion, events, jobs, queue};
 use time::OffsetDateTime;
@@ -42,16 +42,14 @@ pub(crate) async fn create(
     headers: HeaderMap,
     JsonObject(body): JsonObject,
 ) -> ApiResult<Json<Job>> {
-    let once = repeats::once(&headers, jobs::OPERATION, &body)?;
+    let once = repeats::once(&headers, Created::Job, &body)?;
     let db = &state.store.db;
     // The first answer counts, also when a file that it names is gone by now.
-    if once.attempt != Attempt::First
-        && let Some(first) = idempotency::earlier(db, &project, &once).await?
-    {
+    if let Some(first) = idempotency::earlier(db, &project, &once).await? {
         return Ok(show(jobs::get(db, &project, &first.into()).await?));
     }
     let new = request::new_job(&state, &project, body).await?;
-    let row = jobs::create_once(db, &project, new.clone(), once)
+    let row = jobs::create(db, &project, new.clone(), Some(once))
         .await
         .map_err(|error| request::creation_error(error, &new))?;
     state.wake.validation.notify_waiters();

@@ -3,17 +3,20 @@
 
 use axum::Json;
 use axum::extract::{Request, State};
+use axum::http::HeaderMap;
 use domain::UploadId;
 use futures::stream::BoxStream;
+use store::idempotency::Created;
 use store::uploads::{self, Completion, NewUpload, PartLimits, StoredPart};
 use store::{Error, Project};
 
 use crate::convert::{self, OrNotFound};
 use crate::error::{ApiError, ApiResult};
 use crate::extract::upload::{self, Destination};
-use crate::extract::{Caller, Id, Json as Body};
+use crate::extract::{Caller, Id, Json as Body, JsonObject, from_value};
 use crate::file_rules;
 use crate::inference::prompt::integer;
+use crate::repeats;
 use crate::state::AppState;
 use crate::wire::upload::{CompleteUpload, CreateUpload, Upload, UploadPart};
 
@@ -22,12 +25,16 @@ const MAX_MIME_TYPE_BYTES: usize = 255;
 /// Begin an upload. It takes parts until it is completed, cancelled, or its time is over.
 #[utoipa::path(post, path = "/uploads", tag = "Uploads", operation_id = "createUpload",
     request_body = CreateUpload,
+    params(("Idempotency-Key" = Option<String>, Header)),
     responses((status = 200, body = Upload)))]
 pub(crate) async fn create(
     State(state): State<AppState>,
     Caller(project): Caller,
-    Body(body): Body<CreateUpload>,
+    headers: HeaderMap,
+    JsonObject(body): JsonObject,
 ) -> ApiResult<Json<Upload>> {
+    let once = repeats::once(&headers, Created::Upload, &body)?;
+    let body: CreateUpload = from_value(body)?;
     if body.filename.is_empty() {
         let message = "Invalid 'filename': empty string. Expected the file's name.";
         return Err(ApiError::invalid_value("filename", message));
@@ -54,7 +61,7 @@ pub(crate) async fn create(
         file_expires_after,
         lifetime: config.upload_lifetime,
     };
-    let row = uploads::create(&state.store.db, &project, new).await?;
+    let row = uploads::create(&state.store.db, &project, new, Some(once)).await?;
     Ok(Json(convert::upload(row, None)))
 }
 

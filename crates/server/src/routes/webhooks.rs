@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::HeaderMap;
 use domain::{JobId, WebhookEndpointId, WebhookEventId};
 use secrecy::ExposeSecret;
 use store::Project;
+use store::idempotency::Created;
 use store::webhooks::claims::EventRow;
 use store::webhooks::deliveries::{self, DeliveryRow, DeliveryStatus};
 use store::webhooks::{self, EVENT_TYPES, EndpointRow};
@@ -14,7 +16,8 @@ use time::OffsetDateTime;
 
 use crate::convert::{self, OrNotFound, page_query};
 use crate::error::{ApiError, ApiResult};
-use crate::extract::{Caller, Id, Ids, Json as Body, JsonOrNothing, Page};
+use crate::extract::{Caller, Id, Ids, Json as Body, JsonObject, JsonOrNothing, Page, from_value};
+use crate::repeats;
 use crate::state::AppState;
 use crate::webhooks::{message, request, signature};
 use crate::wire::list::List;
@@ -32,18 +35,21 @@ fn no_endpoint(id: &str) -> ApiError {
     ApiError::NoSuch { what: "Webhook endpoint", param: "webhook_endpoint_id", id: id.to_owned() }
 }
 
-/// Create a webhook endpoint. Its signing secret is shown this once.
+/// Create a webhook endpoint. Its signing secret is shown this once, and to repetitions of this request.
 #[utoipa::path(post, path = "/webhook_endpoints", tag = "Webhooks",
     operation_id = "createWebhookEndpoint", request_body = CreateWebhookEndpoint,
+    params(("Idempotency-Key" = Option<String>, Header)),
     responses((status = 200, body = WebhookEndpointWithSecret)))]
 pub(crate) async fn create(
     State(state): State<AppState>,
     Caller(project): Caller,
-    Body(body): Body<CreateWebhookEndpoint>,
+    headers: HeaderMap,
+    JsonObject(body): JsonObject,
 ) -> ApiResult<Json<WebhookEndpointWithSecret>> {
-    let new = request::new_endpoint(body, &state.egress)?;
+    let once = repeats::once(&headers, Created::WebhookEndpoint, &body)?;
+    let new = request::new_endpoint(from_value(body)?, &state.egress)?;
     let most = state.config.webhooks.max_endpoints;
-    let row = webhooks::create(&state.store.db, &project, new, most).await?;
+    let row = webhooks::create(&state.store.db, &project, new, most, Some(once)).await?;
     Ok(Json(with_secret(row)))
 }
 

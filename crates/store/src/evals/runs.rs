@@ -7,12 +7,13 @@ use domain::{EvalId, EvalRunId, FileId};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sqlx::types::Json;
-use sqlx::{FromRow, PgConnection};
+use sqlx::{FromRow, PgConnection, PgExecutor};
 use time::OffsetDateTime;
 
 use super::{Metadata, clean_metadata};
 use crate::db::{Db, Lane};
 use crate::error::{Conflict, Error, Result};
+use crate::idempotency::{self, Created, Once};
 use crate::page::{Page, PageQuery};
 use crate::projects::Project;
 use crate::text;
@@ -187,10 +188,23 @@ macro_rules! columns {
 pub(super) use columns;
 
 /// A queued run. `NotFound("eval")` or `NotFound("file")` when one of them is not there (any more).
-pub async fn create(db: &Db, project: &Project, eval: &EvalId, new: NewRun) -> Result<RunRow> {
-    let args = (project.clone(), eval.clone(), new);
-    db.transact(Lane::Api, args, |tx, (project, eval, new)| {
-        Box::pin(insert(tx, project, eval, new))
+pub async fn create(
+    db: &Db,
+    project: &Project,
+    eval: &EvalId,
+    new: NewRun,
+    once: Option<Once>,
+) -> Result<RunRow> {
+    let args = (project.clone(), eval.clone(), new, once);
+    db.transact(Lane::Api, args, |tx, (project, eval, new, once)| {
+        Box::pin(async move {
+            let id = EvalRunId::new();
+            let first = idempotency::begin(tx, project.id.as_str(), once.as_ref(), id.as_str());
+            match first.await? {
+                Some(first) => find(tx, project, eval, &first.into()).await,
+                None => insert(tx, project, eval, &id, new).await,
+            }
+        })
     })
     .await
 }
@@ -199,6 +213,7 @@ async fn insert(
     tx: &mut PgConnection,
     project: &Project,
     eval: &EvalId,
+    id: &EvalRunId,
     new: &NewRun,
 ) -> Result<RunRow> {
     super::claims::require_eval(tx, project, eval).await?;
@@ -216,7 +231,7 @@ async fn insert(
          values ($1, $2, $3, $4, $5, $6::json, $7, $8) returning ",
         columns!()
     ))
-    .bind(EvalRunId::new().as_str())
+    .bind(id.as_str())
     .bind(project.id.as_str())
     .bind(eval.as_str())
     .bind(text::clean(&new.name))
@@ -230,6 +245,15 @@ async fn insert(
 }
 
 pub async fn get(db: &Db, project: &Project, eval: &EvalId, id: &EvalRunId) -> Result<RunRow> {
+    find(&db.pool, project, eval, id).await
+}
+
+async fn find(
+    db: impl PgExecutor<'_>,
+    project: &Project,
+    eval: &EvalId,
+    id: &EvalRunId,
+) -> Result<RunRow> {
     let record: Option<RunRecord> = sqlx::query_as(concat!(
         "select ",
         columns!(),
@@ -238,7 +262,7 @@ pub async fn get(db: &Db, project: &Project, eval: &EvalId, id: &EvalRunId) -> R
     .bind(id.as_str())
     .bind(eval.as_str())
     .bind(project.id.as_str())
-    .fetch_optional(&db.pool)
+    .fetch_optional(db)
     .await?;
     record.map(Into::into).ok_or(Error::NotFound("eval run"))
 }
@@ -365,13 +389,22 @@ pub(super) async fn end(
 
 /// Removes a run and all that it recorded. One that goes on loses its claim.
 pub async fn delete(db: &Db, project: &Project, eval: &EvalId, id: &EvalRunId) -> Result<()> {
-    let gone =
-        sqlx::query("delete from eval_runs where id = $1 and eval_id = $2 and project_id = $3")
-            .bind(id.as_str())
-            .bind(eval.as_str())
-            .bind(project.id.as_str())
-            .execute(&db.pool)
-            .await?
-            .rows_affected();
-    if gone == 1 { Ok(()) } else { Err(Error::NotFound("eval run")) }
+    let args = (project.clone(), eval.clone(), id.clone());
+    db.transact(Lane::Api, args, |tx, (project, eval, id)| {
+        Box::pin(async move {
+            let statement =
+                "delete from eval_runs where id = $1 and eval_id = $2 and project_id = $3";
+            let gone = sqlx::query(statement)
+                .bind(id.as_str())
+                .bind(eval.as_str())
+                .bind(project.id.as_str())
+                .execute(&mut *tx)
+                .await?;
+            if gone.rows_affected() == 0 {
+                return Err(Error::NotFound("eval run"));
+            }
+            idempotency::forget(tx, project.id.as_str(), Created::EvalRun, id.as_str()).await
+        })
+    })
+    .await
 }

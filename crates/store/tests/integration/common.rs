@@ -26,7 +26,7 @@ pub fn hex(bytes: &[u8]) -> String {
 pub async fn upload(test: &TestStore, content: &[u8]) -> FileId {
     let body = Bytes::copy_from_slice(content);
     let uploaded = files::upload_bytes(&test.store, &test.project, body).await.unwrap();
-    uploaded.commit(new_file()).await.unwrap().id
+    uploaded.commit(new_file(), None).await.unwrap().id
 }
 
 pub fn new_file() -> NewFile {
@@ -72,7 +72,7 @@ pub async fn prepared() -> (TestStore, FileId) {
 }
 
 pub async fn create(test: &TestStore, new: NewJob) -> JobRow {
-    jobs::create(&test.store.db, &test.project, new).await.unwrap()
+    jobs::create(&test.store.db, &test.project, new, None).await.unwrap()
 }
 
 pub fn resolved() -> ResolvedHyperparameters {

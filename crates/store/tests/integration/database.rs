@@ -17,7 +17,7 @@ const OPEN_TRANSACTIONS: &str = "select count(*) from pg_stat_activity
 async fn dropped_requests_leave_no_transaction_open() {
     let (test, file) = prepared().await;
     for patience in 0..200 {
-        let create = jobs::create(&test.store.db, &test.project, new_job(file.clone()));
+        let create = jobs::create(&test.store.db, &test.project, new_job(file.clone()), None);
         tokio::time::timeout(Duration::from_micros(patience * 20), create).await.ok();
     }
     // Every transaction that began has also ended; what was begun is whole.

@@ -25,7 +25,7 @@ fn new_eval(name: &str) -> NewEval {
 }
 
 async fn eval(test: &TestStore, project: &Project) -> EvalRow {
-    evals::create(&test.store.db, project, &new_eval("e")).await.unwrap()
+    evals::create(&test.store.db, project, new_eval("e"), None).await.unwrap()
 }
 
 fn new_run() -> NewRun {
@@ -39,7 +39,7 @@ fn new_run() -> NewRun {
 }
 
 async fn run(test: &TestStore, project: &Project, eval: &EvalId) -> RunRow {
-    runs::create(&test.store.db, project, eval, new_run()).await.unwrap()
+    runs::create(&test.store.db, project, eval, new_run(), None).await.unwrap()
 }
 
 async fn claim(test: &TestStore) -> Option<Claim> {
@@ -133,7 +133,7 @@ async fn a_page_of_large_rows_ends_early() {
     for _ in 0..4 {
         let data_source = json!({"text": "x".repeat(5 << 20)});
         let new = NewRun { data_source, ..new_run() };
-        runs::create(db, project, &eval.id, new).await.unwrap();
+        runs::create(db, project, &eval.id, new, None).await.unwrap();
     }
     let page = runs::list(db, project, &eval.id, None, &oldest(20)).await.unwrap();
     assert_eq!((page.data.len(), page.has_more), (2, true));
@@ -309,7 +309,7 @@ async fn runs_need_their_eval_and_their_file() {
     let eval = eval(&test, project).await;
     let create = async |project: &Project, eval: &EvalId, file: Option<&str>| {
         let new = NewRun { source_file: file.map(Into::into), ..new_run() };
-        runs::create(db, project, eval, new).await
+        runs::create(db, project, eval, new, None).await
     };
     assert!(matches!(create(project, &"eval_x".into(), None).await, Err(Error::NotFound("eval"))));
     assert!(matches!(
@@ -318,7 +318,7 @@ async fn runs_need_their_eval_and_their_file() {
     ));
     let file = upload(&test, b"{}").await;
     let other = other_project(&test).await;
-    let foreign = evals::create(db, &other, &new_eval("o")).await.unwrap();
+    let foreign = evals::create(db, &other, new_eval("o"), None).await.unwrap();
     let refused = create(&other, &foreign.id, Some(file.as_str())).await;
     assert!(matches!(refused, Err(Error::NotFound("file"))));
     let made = create(project, &eval.id, Some(file.as_str())).await.unwrap();

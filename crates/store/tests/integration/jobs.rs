@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use domain::JobId;
-use store::idempotency::{self, Attempt, Once};
+use store::idempotency::{self, Attempt, Created, Once};
 use store::jobs::{self, MetadataFilter};
 use store::testing::TestStore;
 use store::{Conflict, Error, PageQuery, deletion, follow, waiting};
@@ -126,12 +126,12 @@ async fn one_of_two_like_requests_creates() {
     let (test, file) = prepared().await;
     let (db, project) = (&test.store.db, &test.project);
     let once = |attempt, hash: u8| Once {
-        operation: jobs::OPERATION,
+        created: Created::Job,
         key: "k".to_owned(),
         request_sha256: [hash; 32],
         attempt,
     };
-    let create = |once| jobs::create_once(db, project, new_job(file.clone()), once);
+    let create = |once| jobs::create(db, project, new_job(file.clone()), Some(once));
     let (a, b) = tokio::join!(create(once(Attempt::Keyed, 1)), create(once(Attempt::Keyed, 1)));
     let (a, b) = (a.unwrap().id, b.unwrap().id);
     assert_eq!(a, b);

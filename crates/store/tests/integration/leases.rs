@@ -239,9 +239,9 @@ async fn projects_take_turns_whoever_queues_more() {
     let other = Project { id: "proj_b".into(), ..test.project.clone() };
     let content = bytes::Bytes::from_static(b"{}\n");
     let uploaded = store::files::upload_bytes(&test.store, &other, content).await.unwrap();
-    let mut new = new_job(uploaded.commit(new_file()).await.unwrap().id);
+    let mut new = new_job(uploaded.commit(new_file(), None).await.unwrap().id);
     new.priority = -1;
-    let late = store::jobs::create(db, &other, new).await.unwrap();
+    let late = store::jobs::create(db, &other, new, None).await.unwrap();
     let validation = claim_validation(&test).await;
     queue::finish_validation(db, &validation, passed()).await.unwrap();
 

@@ -80,7 +80,7 @@ async fn an_upload_is_visible_once_it_is_committed() {
     let uploaded = files::upload_bytes(store, project, content.clone()).await.unwrap();
     let id = uploaded.id().clone();
     assert!(files::get(&store.db, project, &id).await.is_err());
-    let row = uploaded.commit(new_file()).await.unwrap();
+    let row = uploaded.commit(new_file(), None).await.unwrap();
     assert_eq!((row.bytes, row.sha256.clone()), (16, hex(&content)));
     assert_eq!(files::get(&store.db, project, &id).await.unwrap(), row);
     let (_, reader) = files::open(store, project, &id, Some(2..10)).await.unwrap();
@@ -142,7 +142,7 @@ async fn an_upload_that_was_collected_cannot_be_committed() {
     let uploaded = files::upload_bytes(store, project, Bytes::from_static(b"x")).await.unwrap();
     test.sql("update garbage set delete_after = clock_timestamp()").await.unwrap();
     garbage::collect(store, 10).await.unwrap();
-    assert!(uploaded.commit(new_file()).await.is_err());
+    assert!(uploaded.commit(new_file(), None).await.is_err());
     assert_eq!(test.value("select count(*) from files").await, "0");
 }
 
@@ -154,7 +154,7 @@ async fn files_are_listed_by_purpose_order_and_page() {
     for purpose in ["fine-tune", "fine-tune", "batch", "fine-tune"] {
         let new = NewFile { purpose: purpose.to_owned(), ..new_file() };
         let upload = files::upload_bytes(store, project, Bytes::from_static(b"x")).await.unwrap();
-        ids.push(upload.commit(new).await.unwrap().id);
+        ids.push(upload.commit(new, None).await.unwrap().id);
     }
     let db = &store.db;
     let newest = PageQuery::newest(2);
@@ -183,7 +183,7 @@ async fn an_expired_file_is_gone_and_its_content_collected() {
     let (store, project) = (&test.store, &test.project);
     let upload = files::upload_bytes(store, project, Bytes::from_static(b"x")).await.unwrap();
     let new = NewFile { expires_after: Some(Duration::from_secs(3600)), ..new_file() };
-    let row = upload.commit(new).await.unwrap();
+    let row = upload.commit(new, None).await.unwrap();
     assert!(row.expires_at.is_some());
     test.sql("update files set expires_at = clock_timestamp()").await.unwrap();
     assert!(files::get(&store.db, project, &row.id).await.is_err());
@@ -217,7 +217,7 @@ async fn a_job_and_the_deletion_of_its_file_exclude_each_other() {
     for _ in 0..8 {
         let file = upload(&test, b"{}\n").await;
         let (created, deleted) = tokio::join!(
-            jobs::create(&store.db, project, new_job(file.clone())),
+            jobs::create(&store.db, project, new_job(file.clone()), None),
             files::delete(store, project, &file),
         );
         assert_ne!(created.is_ok(), deleted.is_ok());
@@ -234,7 +234,7 @@ async fn odd_ids_and_names_do_no_harm() {
     }
     let upload = files::upload_bytes(store, project, Bytes::from_static(b"x")).await.unwrap();
     let new = NewFile { filename: "../\0ü.jsonl".to_owned(), ..new_file() };
-    assert_eq!(upload.commit(new).await.unwrap().filename, "../\u{fffd}ü.jsonl");
+    assert_eq!(upload.commit(new, None).await.unwrap().filename, "../\u{fffd}ü.jsonl");
 }
 
 #[tokio::test]
@@ -337,7 +337,7 @@ async fn a_job_needs_its_files_and_its_model() {
     for (new, what) in
         [(no_file, "training file"), (no_validation, "validation file"), (no_model, "model")]
     {
-        let refused = jobs::create(db, project, new).await;
+        let refused = jobs::create(db, project, new, None).await;
         assert!(matches!(refused, Err(Error::NotFound(it)) if it == what), "{what}: {refused:?}");
     }
     assert_eq!(test.value("select count(*) from jobs").await, "0");
@@ -361,7 +361,7 @@ async fn another_projects_objects_cannot_be_seen_or_changed() {
         store::checkpoints::list(db, &other, id, &page).await.map(|_| ()),
         files::get(db, &other, file).await.map(|_| ()),
         files::delete(&test.store, &other, file).await,
-        jobs::create(db, &other, new_job(file.clone())).await.map(|_| ()),
+        jobs::create(db, &other, new_job(file.clone()), None).await.map(|_| ()),
         store::models::get(db, &other, &model).await.map(|_| ()),
         store::models::resolve(db, &other, &model).await.map(|_| ()),
         store::models::delete(&test.store, &other, &model).await,

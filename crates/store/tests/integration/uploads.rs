@@ -28,7 +28,7 @@ fn new(bytes: usize) -> NewUpload {
 }
 
 async fn begin(test: &TestStore, bytes: usize) -> UploadId {
-    uploads::create(&test.store.db, &test.project, new(bytes)).await.unwrap().id
+    uploads::create(&test.store.db, &test.project, new(bytes), None).await.unwrap().id
 }
 
 async fn add(
@@ -178,7 +178,7 @@ async fn a_file_in_parts_that_has_expired_stays_while_a_job_needs_it() {
     // Gone for everybody, but its content stays for the job.
     assert!(matches!(files::get(&store.db, project, &file.id).await, Err(Error::NotFound(_))));
     assert!(matches!(files::delete(store, project, &file.id).await, Err(Error::NotFound(_))));
-    let refused = store::jobs::create(&store.db, project, new_job(file.id.clone())).await;
+    let refused = store::jobs::create(&store.db, project, new_job(file.id.clone()), None).await;
     assert!(matches!(refused, Err(Error::NotFound("training file"))), "{refused:?}");
     assert_eq!(garbage::collect(store, 10).await.unwrap(), 0);
     queue::cancel(&store.db, project, &job).await.unwrap();

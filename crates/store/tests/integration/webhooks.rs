@@ -28,7 +28,7 @@ fn new_endpoint(event_types: &[&str]) -> NewEndpoint {
 
 async fn endpoint(test: &TestStore, event_types: &[&str]) -> EndpointRow {
     let new = new_endpoint(event_types);
-    webhooks::create(&test.store.db, &test.project, new, 10).await.unwrap()
+    webhooks::create(&test.store.db, &test.project, new, 10, None).await.unwrap()
 }
 
 /// Cancels a new job: the shortest way to an event.
@@ -76,7 +76,7 @@ async fn every_end_is_told_to_the_endpoints_that_want_it_and_to_no_other() {
     let all = endpoint(&test, &EVENT_TYPES).await;
     let evals_only = endpoint(&test, &["eval.run.canceled", "eval.run.succeeded"]).await;
     let new = new_endpoint(&EVENT_TYPES);
-    let theirs = webhooks::create(&test.store.db, &other, new, 10).await.unwrap();
+    let theirs = webhooks::create(&test.store.db, &other, new, 10, None).await.unwrap();
 
     succeed(&test, &claimed.lease, 3).await;
     let cancelled = event(&test).await;
@@ -86,7 +86,7 @@ async fn every_end_is_told_to_the_endpoints_that_want_it_and_to_no_other() {
         testing_criteria: json!([]),
         metadata: None,
     };
-    let eval = evals::create(&test.store.db, &test.project, &new).await.unwrap();
+    let eval = evals::create(&test.store.db, &test.project, new, None).await.unwrap();
     let mut runs_made = Vec::new();
     for _ in 0..2 {
         let new = NewRun {
@@ -96,8 +96,9 @@ async fn every_end_is_told_to_the_endpoints_that_want_it_and_to_no_other() {
             source_file: None,
             metadata: None,
         };
-        runs_made
-            .push(runs::create(&test.store.db, &test.project, &eval.id, new).await.unwrap().id);
+        runs_made.push(
+            runs::create(&test.store.db, &test.project, &eval.id, new, None).await.unwrap().id,
+        );
     }
     let turn = eval_claims::claim(&test.store.db, TTL).await.unwrap().unwrap();
     eval_claims::finish(&test.store.db, &turn, None).await.unwrap();
@@ -321,7 +322,7 @@ async fn the_log_is_pruned_and_what_is_pending_stays() {
 async fn a_project_has_so_many_endpoints_and_sees_no_others() {
     let (test, _) = prepared().await;
     let (db, project) = (&test.store.db, &test.project);
-    let make = || webhooks::create(db, project, new_endpoint(&EVENT_TYPES), 2);
+    let make = || webhooks::create(db, project, new_endpoint(&EVENT_TYPES), 2, None);
     let (a, b, c) = tokio::join!(make(), make(), make());
     let made: Vec<_> = [a, b, c].into_iter().filter_map(Result::ok).collect();
     assert_eq!(made.len(), 2);
