@@ -5,6 +5,7 @@ import json
 import pathlib
 import queue
 import shutil
+import ssl
 import subprocess
 import threading
 
@@ -26,9 +27,9 @@ SETTINGS = {
 
 
 class Receiver:
-    """Keeps what arrives. It refuses, with 500, as long as it is told to."""
+    """Keeps what arrives. It refuses, with 500, as long as it is told to. With a certificate it speaks https."""
 
-    def __init__(self):
+    def __init__(self, certificate=None):
         arrived = self.arrived = queue.Queue()
         refuses = self.refuses = threading.Event()
 
@@ -43,7 +44,12 @@ class Receiver:
                 pass
 
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/hook"
+        if certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
+        scheme = "https" if certificate else "http"
+        self.url = f"{scheme}://127.0.0.1:{self.server.server_port}/hook"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def next(self, seconds=60):
@@ -54,9 +60,33 @@ class Receiver:
         self.server.server_close()
 
 
+class Authority:
+    """Signs certificates for 127.0.0.1; `root` is what whoever trusts it must know."""
+
+    def __init__(self, folder):
+        folder.mkdir()
+        self.folder, self.root, self.leaf = folder, folder / "root.pem", folder / "leaf.pem"
+        self.make("root", "-subj", f"/CN={folder.name}")
+        self.make("leaf", "-subj", "/CN=receiver", "-CA", self.root, "-CAkey", folder / "root.key",
+                  "-addext", "basicConstraints=critical,CA:FALSE", "-addext", "subjectAltName=IP:127.0.0.1")
+        with self.leaf.open("a") as leaf:
+            leaf.write((folder / "leaf.key").read_text())
+
+    def make(self, name, *more):
+        command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-noenc",
+                   "-days", "2", "-out", self.folder / f"{name}.pem", "-keyout", self.folder / f"{name}.key", *more]
+        subprocess.run(command, check=True, capture_output=True, timeout=60)
+
+
 @pytest.fixture(scope="module")
-def server(recorded):
-    with daemon.Up("webhook key", SETTINGS) as up, recorded(up):
+def authority(tmp_path_factory):
+    return Authority(tmp_path_factory.mktemp("tls") / "trusted")
+
+
+@pytest.fixture(scope="module")
+def server(recorded, authority):
+    # The usual variable for one's own authorities, where the system's store is not to be changed.
+    with daemon.Up("webhook key", SETTINGS | {"SSL_CERT_FILE": str(authority.root)}) as up, recorded(up):
         yield up
 
 
@@ -115,6 +145,26 @@ def test_the_node_client_verifies_too(client, receiver, endpoint):
     command = ["node", UNWRAP, daemon.NODE_CLIENT.absolute()]
     verified = subprocess.run(command, input=delivery, capture_output=True, text=True, timeout=60)
     assert verified.stdout == "fine_tuning.job.succeeded\n", verified.stderr
+
+
+def test_a_receiver_behind_tls_is_reached_if_its_certificate_is_trusted(client, authority, tmp_path):
+    def endpoint_of(receiver):
+        return client.webhooks.create(name="tls", url=receiver.url, event_types=EVENTS)
+
+    trusted = Receiver(authority.leaf)
+    made = endpoint_of(trusted)
+    client.webhooks.test(made.id, event_type="fine_tuning.job.succeeded")
+    body, headers = trusted.next()
+    event = client.webhooks.unwrap(body, headers, secret=made.signing_secret)
+    assert event.type == "fine_tuning.job.succeeded"
+    stranger = Receiver(Authority(tmp_path / "stranger").leaf)
+    unreached = endpoint_of(stranger)
+    with pytest.raises(openai.BadRequestError, match="UnknownIssuer"):
+        client.webhooks.test(unreached.id, event_type="fine_tuning.job.succeeded")
+    assert stranger.arrived.empty()
+    for endpoint, receiver in ((made, trusted), (unreached, stranger)):
+        client.webhooks.delete(endpoint.id)
+        receiver.close()
 
 
 def test_ends_of_eval_runs_are_announced(client, receiver, endpoint):
