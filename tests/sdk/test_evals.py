@@ -141,6 +141,33 @@ def test_every_grader_and_configuration_is_taken(client):
         assert (deleted.object, deleted.deleted, deleted.eval_id) == ("eval.deleted", True, made.id)
 
 
+def test_kept_completions_are_judged_as_they_were_answered_and_asked_again(client):
+    topic = {"topic": "eval-of-kept"}
+    for thing in ("snow", "coal"):
+        jobs.ask(client, BASE_MODEL, f"What colour is {thing}?", max_tokens=3, store=True, metadata=topic)
+    kept = client.chat.completions.list(metadata=topic).data
+    grader = {"type": "string_check", "name": "same", "operation": "eq",
+              "input": "{{sample.output_text}}", "reference": kept[1].choices[0].message.content}
+    evaluation = client.evals.create(
+        name="kept", data_source_config={"type": "stored_completions", "metadata": topic}, testing_criteria=[grader]
+    )
+    source = {"type": "stored_completions", "metadata": topic, "limit": 1}
+    as_answered = ended(client, run_of(client, evaluation, {"type": "completions", "source": source}))
+    assert counts(as_answered) == (1, 1, 0, 0), "the newest was about coal"
+    [item] = client.evals.runs.output_items.list(as_answered.id, eval_id=evaluation.id).data
+    assert item.datasource_item["input"][-1]["content"] == "What colour is coal?"
+    # The same question, model and sampling: the same answer.
+    again = ended(client, run_of(client, evaluation, {
+        "type": "completions", "source": source, "model": BASE_MODEL,
+        "input_messages": {"type": "item_reference", "item_reference": "item.input"},
+        "sampling_params": {"temperature": 0, "max_completions_tokens": 3},
+    }))
+    assert counts(again) == (1, 1, 0, 0)
+    for completion in kept:
+        client.chat.completions.delete(completion.id)
+    client.evals.delete(evaluation.id)
+
+
 def test_evaluations_are_listed_in_pages_and_changed(client):
     made = [client.evals.create(**{**DEFINITION, "name": f"listed {n}"}).id for n in range(3)]
     listed = [e.id for e in client.evals.list(limit=2)]

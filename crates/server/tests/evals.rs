@@ -11,6 +11,7 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use reqwest::Method;
 use serde_json::{Value, json};
+use store::completions::{self, NewCompletion};
 
 fn check(name: &str) -> Value {
     json!({"type": "string_check", "name": name, "input": "{{ sample.output_text }}",
@@ -434,6 +435,74 @@ async fn messages_may_come_from_the_row() {
     })
     .await;
     assert_eq!(done["result_counts"], json!({"total": 3, "errored": 1, "failed": 0, "passed": 2}));
+}
+
+/// Keeps a completion: the question is "say TEXT", the answer as given.
+async fn keep(server: &TestServer, id: &str, text: &str, answer: &str, topic: &str) {
+    let message = json!({"role": "assistant", "content": answer});
+    let new = NewCompletion {
+        id: id.to_owned(),
+        model: MODEL.to_owned(),
+        metadata: [("topic".to_owned(), topic.to_owned())].into(),
+        request: json!({"messages": [{"role": "user", "content": format!("say {text}")}]}),
+        completion: json!({"id": id, "model": MODEL,
+            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}),
+    };
+    completions::insert(&server.data.store.db, &server.data.project, &new).await.unwrap();
+}
+
+#[tokio::test]
+async fn kept_completions_are_judged_as_they_were_answered_or_anew() {
+    let server = TestServer::start().await.with_model().await;
+    // More than are read at once.
+    for i in 10..50 {
+        let answer = if i % 2 == 0 { "even" } else { "odd" };
+        keep(&server, &format!("chatcmpl-{i}"), &i.to_string(), answer, "numbers").await;
+    }
+    keep(&server, "chatcmpl-60", "60", "even", "other").await;
+    let grader = json!({"type": "string_check", "name": "even", "input": "{{ sample.output_text }}",
+                        "reference": "even", "operation": "eq"});
+    let definition = json!({"data_source_config": {"type": "stored_completions"},
+                            "testing_criteria": [grader]});
+    let (status, eval) = server.post("/v1/evals", &definition).await;
+    assert_eq!(status, 201, "{eval}");
+    let eval = eval["id"].as_str().unwrap();
+    let source = |more: Value| {
+        let mut source =
+            json!({"type": "stored_completions", "metadata": {"topic": "numbers"}, "model": MODEL});
+        source.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        json!({"type": "completions", "source": source})
+    };
+    let judged = async |data: Value| {
+        let run = start_run(&server, eval, &json!({"data_source": data})).await;
+        let done = run_when(&server, eval, &run, "completed").await;
+        (done["result_counts"].clone(), items(&server, eval, &run, "limit=100").await)
+    };
+
+    let (counts, all) = judged(source(json!({}))).await;
+    assert_eq!(counts, json!({"total": 40, "errored": 0, "failed": 20, "passed": 20}));
+    assert_eq!(all[0]["datasource_item"]["input"][0]["content"], "say 49", "the newest first");
+    assert_eq!(all[0]["datasource_item"]["metadata"], json!({"topic": "numbers"}));
+    assert_eq!(all[39]["datasource_item"]["input"][0]["content"], "say 10");
+    assert_eq!(all[39]["sample"]["output"][0]["content"], "even");
+
+    let (counts, two) = judged(source(json!({"limit": 2, "created_after": 0}))).await;
+    assert_eq!((counts["total"].clone(), two.len()), (json!(2), 2));
+
+    let mut data = source(json!({"limit": 3}));
+    data["model"] = json!(MODEL);
+    data["input_messages"] = json!({"type": "item_reference", "item_reference": "item.input"});
+    let say = |task: &Value| if question(task) == "say 48" { "even" } else { "?" }.to_owned();
+    let (counts, asked) = answered(&server, say, judged(data)).await;
+    assert_eq!(counts, json!({"total": 3, "errored": 0, "failed": 2, "passed": 1}));
+    assert_eq!(asked[2]["datasource_item"]["input"][0]["content"], "say 47");
+
+    // Nothing of that kind: the run says so.
+    let run =
+        start_run(&server, eval, &json!({"data_source": source(json!({"created_before": 1000}))}))
+            .await;
+    let failed = run_when(&server, eval, &run, "failed").await;
+    assert_eq!(failed["error"]["code"], "invalid_data_source");
 }
 
 #[tokio::test]

@@ -97,6 +97,45 @@ pub async fn list(
     Ok(Page::from_rows(records.into_iter().map(Into::into).collect(), page))
 }
 
+/// Which completions somebody wants; what is none does not choose.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Filter {
+    pub model: Option<String>,
+    /// All of these pairs.
+    pub metadata: Metadata,
+    pub created_after: Option<OffsetDateTime>,
+    pub created_before: Option<OffsetDateTime>,
+}
+
+/// Up to `most` of those that are older than the one with the id `before`, which may be gone by now; the newest
+/// first.
+pub async fn matching(
+    db: &Db,
+    project: &Project,
+    filter: &Filter,
+    before: Option<&str>,
+    most: u32,
+) -> Result<Vec<CompletionRow>> {
+    let records: Vec<CompletionRecord> = sqlx::query_as(
+        "select id, metadata, request, completion, created_at from completions
+         where project_id = $1 and ($2::text is null or model = $2) and metadata @> $3
+           and ($4::timestamptz is null or created_at > $4)
+           and ($5::timestamptz is null or created_at < $5)
+           and ($6::text is null or id < $6)
+         order by id desc limit $7",
+    )
+    .bind(project.id.as_str())
+    .bind(filter.model.as_deref())
+    .bind(Json(&filter.metadata))
+    .bind(filter.created_after)
+    .bind(filter.created_before)
+    .bind(before)
+    .bind(i64::from(most))
+    .fetch_all(&db.pool)
+    .await?;
+    Ok(records.into_iter().map(Into::into).collect())
+}
+
 pub async fn get(db: &Db, project: &Project, id: &str) -> Result<CompletionRow> {
     let record: Option<CompletionRecord> = sqlx::query_as(
         "select id, metadata, request, completion, created_at from completions

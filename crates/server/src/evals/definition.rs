@@ -188,7 +188,7 @@ pub(crate) fn criteria(stored: &Value) -> ApiResult<Vec<Criterion>> {
 }
 
 /// A filter's pairs: values that are no strings are taken by their JSON, as clients read strings only.
-fn strings(value: &Value, path: &str) -> ApiResult<BTreeMap<String, String>> {
+pub(super) fn strings(value: &Value, path: &str) -> ApiResult<BTreeMap<String, String>> {
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     let pairs = object(value, path)?.iter().map(|(key, value)| (key.clone(), text(value)));
     let pairs: BTreeMap<String, String> = pairs.collect();

@@ -5,13 +5,18 @@
 
 use domain::FileId;
 use serde_json::{Map, Value, json};
+use store::completions::Filter;
+use time::OffsetDateTime;
 
-use super::definition::{given, known_only, object, word};
+use super::definition::{given, known_only, object, strings, word};
 use crate::error::{ApiError, ApiResult};
 use crate::extract::json::type_words;
+use crate::inference::prompt::integer;
 
 const PATH: &str = "data_source";
 const TYPES: [&str; 3] = ["jsonl", "completions", "responses"];
+/// The last second of the year 9999.
+const LATEST: i64 = 253_402_300_799;
 const ROLES: [&str; 4] = ["system", "developer", "user", "assistant"];
 
 pub(crate) struct Plan {
@@ -24,6 +29,15 @@ pub(crate) struct Plan {
 pub(crate) enum Source {
     Content(Vec<Value>),
     File(FileId),
+    Stored(Stored),
+}
+
+/// Chat completions that were kept, the newest first.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Stored {
+    pub filter: Filter,
+    /// No more than so many of them.
+    pub limit: Option<usize>,
 }
 
 /// What is asked of a model.
@@ -84,7 +98,7 @@ impl Plan {
     pub(crate) fn file(&self) -> Option<&FileId> {
         match &self.source {
             Source::File(file) => Some(file),
-            Source::Content(_) => None,
+            Source::Content(_) | Source::Stored(_) => None,
         }
     }
 }
@@ -113,6 +127,7 @@ fn parse_source(source: &Value, kind: &str) -> ApiResult<Source> {
             known_only(fields, &["type", "id"], PATH)?;
             Ok(Source::File(word(fields, PATH, "id")?.into()))
         }
+        "stored_completions" if kind == "completions" => stored(fields).map(Source::Stored),
         "responses" if kind == "responses" => Err(ApiError::invalid_value(
             "data_source.source.type",
             "Invalid 'data_source.source.type': this server keeps no responses. Use 'file_content' or 'file_id'.",
@@ -120,9 +135,46 @@ fn parse_source(source: &Value, kind: &str) -> ApiResult<Source> {
         other => Err(ApiError::unsupported_value(
             "data_source.source.type",
             other,
-            &["file_content", "file_id"],
+            match kind {
+                "completions" => &["file_content", "file_id", "stored_completions"],
+                _ => &["file_content", "file_id"],
+            },
         )),
     }
+}
+
+fn stored(fields: &Map<String, Value>) -> ApiResult<Stored> {
+    const PATH: &str = "data_source.source";
+    let known = ["type", "metadata", "model", "created_after", "created_before", "limit"];
+    known_only(fields, &known, PATH)?;
+    let model = match given(fields, "model") {
+        Some(_) => Some(word(fields, PATH, "model")?.to_owned()),
+        None => None,
+    };
+    let metadata = match given(fields, "metadata") {
+        Some(pairs) => strings(pairs, &format!("{PATH}.metadata"))?,
+        None => Default::default(),
+    };
+    let number = |key: &str, least: i64, most: i64| {
+        let Some(value) = given(fields, key) else { return Ok(None) };
+        let path = format!("{PATH}.{key}");
+        match value.as_i64() {
+            Some(number) => integer(&path, number, least, most).map(Some),
+            None => Err(ApiError::invalid_type(path, "an integer", type_words(value))),
+        }
+    };
+    let time = |key: &str| -> ApiResult<Option<OffsetDateTime>> {
+        let seconds = number(key, 0, LATEST)?;
+        Ok(seconds.and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok()))
+    };
+    let filter = Filter {
+        model,
+        metadata,
+        created_after: time("created_after")?,
+        created_before: time("created_before")?,
+    };
+    let limit = number("limit", 1, i64::from(u32::MAX))?;
+    Ok(Stored { filter, limit: limit.map(|limit| limit as usize) })
 }
 
 fn asking(fields: &Map<String, Value>, kind: &str) -> ApiResult<Option<Asking>> {

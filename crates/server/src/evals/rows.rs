@@ -1,12 +1,16 @@
-//! The rows of a run, one after the other: out of the request, or streamed from a file with one row in memory.
+//! The rows of a run, one after the other: out of the request, streamed from a file with one row in memory, or kept
+//! chat completions, some at a time.
 
 use bytes::{Bytes, BytesMut};
 use futures::stream::{self, BoxStream};
 use futures::{Stream, StreamExt, TryStreamExt};
-use serde_json::Value;
+use serde_json::{Value, json};
+use store::completions::{self, CompletionRow};
 use store::files;
+use time::OffsetDateTime;
 
-use super::plan::Source;
+use super::plan::{Source, Stored};
+use super::sampling;
 use super::schema::Schema;
 use crate::state::AppState;
 
@@ -14,6 +18,8 @@ use crate::state::AppState;
 const MAX_ROW_BYTES: usize = 1 << 20;
 /// Faults that one row's message names.
 const MAX_FAULTS: usize = 3;
+/// Kept completions that are in memory at once, each with up to `server.max_json_bytes` of messages.
+const COMPLETIONS_AT_ONCE: u32 = 16;
 
 /// One row of a data source.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,11 +41,13 @@ pub(crate) struct BadRow {
 
 pub(crate) type Read = Result<Row, BadRow>;
 
-/// All rows; an error is passing trouble with the storage, or its `NotFound`.
+/// All rows of a run that was created at `created`; an error is passing trouble with the storage, or its
+/// `NotFound`.
 pub(crate) async fn open(
     state: &AppState,
     project: &store::Project,
     source: Source,
+    created: OffsetDateTime,
 ) -> store::Result<BoxStream<'static, store::Result<Read>>> {
     match source {
         Source::Content(rows) => {
@@ -52,7 +60,46 @@ pub(crate) async fn open(
             let reader = files::read(&state.store, &file, None).await?;
             Ok(lines(reader.stream).boxed())
         }
+        Source::Stored(mut wanted) => {
+            // What is kept while the run goes on is not in it, so all its looks see the same.
+            let before = wanted.filter.created_before.map_or(created, |time| time.min(created));
+            wanted.filter.created_before = Some(before);
+            let limit = wanted.limit.unwrap_or(usize::MAX);
+            Ok(kept(state.store.db.clone(), project.clone(), wanted).take(limit).boxed())
+        }
     }
+}
+
+/// Kept completions as rows, the newest first.
+fn kept(
+    db: store::Db,
+    project: store::Project,
+    wanted: Stored,
+) -> impl Stream<Item = store::Result<Read>> + Send {
+    let pages = stream::try_unfold(None, move |last: Option<String>| {
+        let (db, project, filter) = (db.clone(), project.clone(), wanted.filter.clone());
+        async move {
+            let before = last.as_deref();
+            let page =
+                completions::matching(&db, &project, &filter, before, COMPLETIONS_AT_ONCE).await?;
+            let Some(last) = page.last().map(|row| row.id.clone()) else {
+                return Ok::<_, store::Error>(None);
+            };
+            let rows = page.into_iter().map(|row| Ok(Ok(kept_row(row))));
+            Ok(Some((stream::iter(rows), Some(last))))
+        }
+    });
+    pages.try_flatten()
+}
+
+/// What was asked is the item's `input`, what was answered the sample.
+fn kept_row(row: CompletionRow) -> Row {
+    let CompletionRow { id, metadata, request, completion, .. } = row;
+    let input = request.get("messages").cloned().unwrap_or_else(|| json!([]));
+    let model = completion.get("model").cloned().unwrap_or_default();
+    let choices = completion.get("choices").cloned().unwrap_or_else(|| json!([]));
+    let item = json!({"input": input, "model": model, "metadata": metadata});
+    Row { item, sample: Some(sampling::sample(&model, choices)), place: id }
 }
 
 /// A value as a row; `place` names it in messages.

@@ -139,11 +139,7 @@ fn sampled(asking: &Asking, messages: &[Value], completion: Completion) -> Sampl
     let reason = completion.choices.first().map_or("stop", |choice| choice.finish_reason);
     let choices = json!(completion.choices);
     let message = choices.pointer("/0/message").cloned().unwrap_or_default();
-    let text = message.get("content").and_then(Value::as_str).unwrap_or_default();
-    let mut sample = sample_of_text(text);
-    sample["model"] = completion.model.clone().into();
-    sample["output_tools"] = message.get("tool_calls").cloned().unwrap_or_else(|| json!([]));
-    sample["choices"] = choices;
+    let sample = sample(&json!(completion.model), choices);
     let answer = shown_message(&message);
     let mut shown = shown_sample(Some(asking), None);
     shown["input"] = messages.iter().map(shown_message).collect();
@@ -151,6 +147,17 @@ fn sampled(asking: &Asking, messages: &[Value], completion: Completion) -> Sampl
     shown["finish_reason"] = reason.into();
     shown["usage"] = shown_usage(&usage);
     Sampled { sample, shown, usage: vec![(completion.model, model_usage(&usage))] }
+}
+
+/// What graders read of a model's answer, whose first choice it is about.
+pub(super) fn sample(model: &Value, choices: Value) -> Value {
+    let message = choices.pointer("/0/message").cloned().unwrap_or_default();
+    let text = message.get("content").and_then(Value::as_str).unwrap_or_default();
+    let mut sample = sample_of_text(text);
+    sample["model"] = model.clone();
+    sample["output_tools"] = message.get("tool_calls").cloned().unwrap_or_else(|| json!([]));
+    sample["choices"] = choices;
+    sample
 }
 
 /// A sample that the row brought along, or none at all.

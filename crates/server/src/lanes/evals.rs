@@ -159,7 +159,8 @@ async fn execute(
     {
         return Ok(end);
     }
-    let rows = match rows::open(state, &claim.project, source).await {
+    let created = claim.run.created_at;
+    let rows = match rows::open(state, &claim.project, source, created).await {
         Err(store::Error::NotFound(_)) => return Ok(gone()),
         rows => rows?,
     };
@@ -192,10 +193,11 @@ async fn execute(
 
 /// Counts the rows before any is judged, so that what is no data or too much of it costs nothing.
 async fn count(state: &AppState, claim: &Claim, source: &Source) -> store::Result<Option<End>> {
-    let mut rows = match rows::open(state, &claim.project, source.clone()).await {
-        Err(store::Error::NotFound(_)) => return Ok(Some(gone())),
-        rows => rows?,
-    };
+    let mut rows =
+        match rows::open(state, &claim.project, source.clone(), claim.run.created_at).await {
+            Err(store::Error::NotFound(_)) => return Ok(Some(gone())),
+            rows => rows?,
+        };
     let (mut items, mut good) = (0u32, 0u32);
     let mut first_fault = None;
     while let Some(read) = rows.try_next().await? {

@@ -49,12 +49,29 @@ pub(crate) struct RunDataSource {
     pub sampling_params: Option<RunSampling>,
 }
 
-/// Rows in the request, or in a file.
+/// Rows in the request, in a file, or chat completions that were kept (only with `completions`).
 #[derive(Serialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub(crate) enum RunSource {
     FileContent(RowsOfRequest),
     FileId(RowsOfFile),
+    StoredCompletions(KeptCompletions),
+}
+
+/// Which of them, the newest first. An item has the messages as `input`, the `model` and the `metadata`; the sample is
+/// the answer that was given.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct KeptCompletions {
+    pub metadata: Option<BTreeMap<String, String>>,
+    pub model: Option<String>,
+    /// Unix seconds.
+    #[schema(minimum = 0, maximum = 253402300799i64)]
+    pub created_after: Option<i64>,
+    /// Unix seconds.
+    #[schema(minimum = 0, maximum = 253402300799i64)]
+    pub created_before: Option<i64>,
+    #[schema(minimum = 1, maximum = 4294967295i64)]
+    pub limit: Option<i64>,
 }
 
 #[derive(Serialize, ToSchema)]
