@@ -89,12 +89,12 @@ const BATCH_ROWS: usize = 1024;
 
 /// Checks a file that is pushed in chunks of any size.
 pub struct Checker<'t> {
-    container: Container,
-    rows: Rows<'t>,
+    pub(crate) container: Container,
+    pub(crate) rows: Rows<'t>,
 }
 
 /// Everything behind the cutting into rows.
-struct Rows<'t> {
+pub(crate) struct Rows<'t> {
     tokenizer: &'t ChatTokenizer,
     limits: Limits,
     batch: Vec<RawRow>,
@@ -103,11 +103,11 @@ struct Rows<'t> {
     decided: Option<Shape>,
     /// The shape of the first row that has one.
     found: Option<Shape>,
-    problems: ProblemList,
+    pub problems: ProblemList,
     stats: Stats,
     gathered: Gathered,
     /// Where examples go, if they are wanted.
-    examples: Option<Vec<Example>>,
+    pub examples: Option<Vec<Example>>,
     labels: Vec<bool>,
 }
 
@@ -174,11 +174,11 @@ impl Rows<'_> {
         self.shape().format()
     }
 
-    fn shape(&self) -> Shape {
+    pub fn shape(&self) -> Shape {
         self.decided.unwrap_or(self.limits.expected.usual())
     }
 
-    fn row(&mut self, row: Row<'_>) {
+    pub fn row(&mut self, row: Row<'_>) {
         match row {
             Row::Whole { bytes, .. } if bytes.trim_ascii().is_empty() => {}
             Row::Whole { number, offset, bytes } => {
@@ -205,7 +205,7 @@ impl Rows<'_> {
         self.problems.push(problem);
     }
 
-    fn flush(&mut self) {
+    pub fn flush(&mut self) {
         let rows = std::mem::take(&mut self.batch);
         self.batch_bytes = 0;
         let (tokenizer, limits) = (self.tokenizer, self.limits);
@@ -324,7 +324,7 @@ fn counts(tokenizer: &ChatTokenizer, format: Format, finding: &Finding) -> RowCo
     }
 }
 
-fn mixed(line: u64, shape: Shape, found: Shape) -> Problem {
+pub(crate) fn mixed(line: u64, shape: Shape, found: Shape) -> Problem {
     let message = format!(
         "Example {line} looks like {found}, but the first rows of the file are {shape}: all rows \
          of a file must be of one kind"

@@ -6,7 +6,9 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use dataset::{Checked, Checker, Expected, FileRole, Format, Limits};
+use dataset::{
+    Checked, Checker, Expected, FileRole, Format, Limits, NoSuchRow, Preview, Previewed,
+};
 use domain::plan::ResolvedHyperparameters;
 use domain::{Hyperparameters, LossType, MethodType, TrainingOptions};
 use futures::TryStreamExt;
@@ -53,14 +55,38 @@ impl Examination<'_> {
 
     /// None when the stored content is gone: that can never be checked; other errors may pass.
     pub(crate) async fn training(&self, file: &FileRow) -> store::Result<Option<Checked>> {
+        self.check(FileRole::Training, file, self.expected()).await
+    }
+
+    /// A row of a training file, by its number, or the first. None when the stored content is gone.
+    pub(crate) async fn preview(
+        &self,
+        file: &FileRow,
+        row: Option<u64>,
+    ) -> store::Result<Option<Result<Previewed, NoSuchRow>>> {
+        let limits = self.limits(FileRole::Training, self.expected());
+        let model = self.model.clone();
+        let found = stream(self.state, file, move |mut chunks| {
+            let mut preview = Preview::new(&model.tokenizer, limits, row);
+            while let Some(chunk) = chunks.blocking_recv()? {
+                if !preview.push(&chunk) {
+                    break;
+                }
+            }
+            Some(preview.finish())
+        });
+        unless_gone(found.await)
+    }
+
+    /// What the rows of the training file must be.
+    fn expected(&self) -> Expected {
         let loss_type = self.hyperparameters.preference.map(|wish| wish.loss_type);
-        let expected = match (self.method, loss_type) {
+        match (self.method, loss_type) {
             (MethodType::Dpo, Some(LossType::Kto)) => Format::Labelled.into(),
             (MethodType::Dpo, _) => Format::Preference.into(),
             (MethodType::Supervised, _) => Expected::Supervised,
             (MethodType::Reinforcement, _) => Format::Reinforcement.into(),
-        };
-        self.check(FileRole::Training, file, expected).await
+        }
     }
 
     /// A validation file, whose rows must be like those of the training file.
@@ -113,8 +139,15 @@ impl Examination<'_> {
     }
 
     /// Tokens after which an example is cut.
-    fn cut_at(&self) -> u32 {
+    pub(crate) fn cut_at(&self) -> u32 {
         max_seq_len(self.options, &self.state.config.training, self.model.context_length)
+    }
+
+    fn limits(&self, role: FileRole, expected: Expected) -> Limits {
+        Limits {
+            max_line_bytes: self.state.config.max_line_bytes.as_u64() as usize,
+            ..Limits::new(role, expected, self.cut_at() as usize)
+        }
     }
 
     async fn check(
@@ -123,45 +156,47 @@ impl Examination<'_> {
         file: &FileRow,
         expected: Expected,
     ) -> store::Result<Option<Checked>> {
-        let limits = Limits {
-            max_line_bytes: self.state.config.max_line_bytes.as_u64() as usize,
-            ..Limits::new(role, expected, self.cut_at() as usize)
-        };
-        match stream(self.state, self.model, file, limits).await {
-            Ok(checked) => Ok(Some(checked)),
-            Err(store::Error::NotFound(_)) => Ok(None),
-            Err(error) => Err(error),
-        }
+        let (model, limits) = (self.model.clone(), self.limits(role, expected));
+        let checked = stream(self.state, file, move |mut chunks| {
+            let mut checker = Checker::new(&model.tokenizer, limits);
+            while let Some(chunk) = chunks.blocking_recv()? {
+                checker.push(&chunk);
+            }
+            Some(checker.finish())
+        });
+        unless_gone(checked.await)
     }
 }
 
-/// Streams a file through the checker, which runs on a thread of its own.
-async fn stream(
+fn unless_gone<T>(found: store::Result<T>) -> store::Result<Option<T>> {
+    match found {
+        Ok(found) => Ok(Some(found)),
+        Err(store::Error::NotFound(_)) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// A file as it comes from storage. `None` ends it; a channel that closes without it means that reading failed.
+type Chunks = mpsc::Receiver<Option<Bytes>>;
+
+/// Streams a file through `work`, which runs on a thread of its own and may end before the file does.
+async fn stream<T: Send + 'static>(
     state: &AppState,
-    model: &Arc<Model>,
     file: &FileRow,
-    limits: Limits,
-) -> store::Result<Checked> {
+    work: impl FnOnce(Chunks) -> Option<T> + Send + 'static,
+) -> store::Result<T> {
     let mut reader = store::files::read(&state.store, file, None).await?;
-    let (sender, mut receiver) = mpsc::channel::<Option<Bytes>>(CHUNKS);
-    let model = model.clone();
-    let checking = tokio::task::spawn_blocking(move || {
-        let mut checker = Checker::new(&model.tokenizer, limits);
-        // `None` ends the file; a channel that closes without it means that reading failed.
-        while let Some(chunk) = receiver.blocking_recv()? {
-            checker.push(&chunk);
-        }
-        Some(checker.finish())
-    });
+    let (sender, receiver) = mpsc::channel(CHUNKS);
+    let working = tokio::task::spawn_blocking(move || work(receiver));
     while let Some(chunk) = reader.stream.try_next().await? {
         if sender.send(Some(chunk)).await.is_err() {
             break;
         }
     }
-    // The other end is gone only when the checker has failed, which the join tells.
+    // The other end is gone only when the work is done or has failed, which the join tells.
     let _ = sender.send(None).await;
-    match checking.await {
-        Ok(Some(checked)) => Ok(checked),
+    match working.await {
+        Ok(Some(done)) => Ok(done),
         Ok(None) | Err(_) => {
             Err(store::Error::Inconsistent(format!("the checker failed on file {}", file.id)))
         }

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use store::base_models::{self, BaseModelRow};
 use store::files::FileRow;
 use store::queue::Note;
+use tokio::sync::SemaphorePermit;
 
 use crate::convert;
 use crate::error::{ApiError, ApiResult};
@@ -64,6 +65,18 @@ pub(crate) async fn create(
     Ok(Json(answer.wire))
 }
 
+/// Waits until one more file may be read.
+pub(super) async fn turn(state: &AppState) -> ApiResult<SemaphorePermit<'_>> {
+    match tokio::time::timeout(TURN, state.checks.acquire()).await {
+        Ok(Ok(turn)) => Ok(turn),
+        _ => Err(ApiError::Unavailable {
+            message: "The server is checking as many files as it may at once; please try again."
+                .to_owned(),
+            retry_after_seconds: BUSY_SECONDS,
+        }),
+    }
+}
+
 async fn examine(state: &AppState, wanted: &Wanted, answer: &mut Answer) -> ApiResult<()> {
     let (Some(model), Some(file)) = (&wanted.base_model, &wanted.training_file) else {
         return Ok(());
@@ -89,14 +102,7 @@ async fn examine(state: &AppState, wanted: &Wanted, answer: &mut Answer) -> ApiR
         answer.fail("invalid_hyperparameters", None, path, message);
         return Ok(());
     }
-    let turn = tokio::time::timeout(TURN, state.checks.acquire()).await;
-    let Ok(Ok(_turn)) = turn else {
-        return Err(ApiError::Unavailable {
-            message: "The server is checking as many files as it may at once; please try again."
-                .to_owned(),
-            retry_after_seconds: BUSY_SECONDS,
-        });
-    };
+    let _turn = turn(state).await?;
     let reading = read_files(&examination, file, wanted.validation_file.as_ref(), answer);
     let read = tokio::time::timeout(TIME, reading).await.map_err(|_| {
         ApiError::BadRequest(format!(
@@ -153,7 +159,7 @@ async fn read_files(
 }
 
 /// The right to it was established with the request.
-async fn base_model(state: &AppState, id: &ModelId) -> ApiResult<BaseModelRow> {
+pub(super) async fn base_model(state: &AppState, id: &ModelId) -> ApiResult<BaseModelRow> {
     base_models::get_for_workers(&state.store.db, id).await.map_err(|error| match error {
         store::Error::NotFound(_) => ApiError::ModelNotTrainable(id.to_string()),
         other => other.into(),
@@ -223,16 +229,7 @@ impl Answer {
     fn add_faults(&mut self, role: FileRole, checked: &Checked) {
         let unlisted = checked.total_problems - checked.problems.len() as u64;
         for problem in &checked.problems {
-            self.add(Problem {
-                severity: "error",
-                code: problem.code.to_owned(),
-                file: Some(field(role)),
-                line: problem.line,
-                path: problem.path.clone(),
-                message: problem.message.clone(),
-                remedy: remedy(problem.code),
-                lines: None,
-            });
+            self.add(of_row(role, problem));
         }
         self.wire.total_problems += unlisted;
     }
@@ -264,6 +261,20 @@ impl Answer {
         self.wire.dataset = Some(findings.dataset);
         self.wire.steps = Some(findings.steps);
         self.wire.trained_tokens = Some(findings.planned_tokens);
+    }
+}
+
+/// A fault of a file.
+pub(super) fn of_row(role: FileRole, problem: &dataset::Problem) -> Problem {
+    Problem {
+        severity: "error",
+        code: problem.code.to_owned(),
+        file: Some(field(role)),
+        line: problem.line,
+        path: problem.path.clone(),
+        message: problem.message.clone(),
+        remedy: remedy(problem.code),
+        lines: None,
     }
 }
 

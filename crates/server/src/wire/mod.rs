@@ -12,6 +12,7 @@ pub(crate) mod job;
 pub(crate) mod list;
 pub(crate) mod model;
 pub(crate) mod permission;
+pub(crate) mod preview;
 pub(crate) mod query;
 pub(crate) mod score;
 pub(crate) mod shape;
