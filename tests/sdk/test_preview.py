@@ -1,5 +1,7 @@
 """A row as the model sees it, asked for by plain HTTP."""
 
+import json
+
 import openai
 import pytest
 
@@ -73,3 +75,27 @@ def test_rows_with_faults_and_rows_that_are_not_there(client):
         with pytest.raises(openai.BadRequestError) as caught:
             preview(client, training_file=file.id, row=row)
         assert caught.value.param == "row" and words in caught.value.message
+
+
+def test_the_command_line_shows_the_same_row(server, client, tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text('question,answer\n"What,\nwhere?",zebra 🦓\n')
+    shown = server.command("data", "preview", path, "--model", BASE_MODEL, "--row", "2", "--json")
+    [sequence] = json.loads(shown)["sequences"]
+    file = jobs.upload(client, path.read_bytes(), "rows.csv")
+    [same] = preview(client, training_file=file.id)["sequences"]
+    assert sequence["tokens"] == same["tokens"]
+    text = server.command("data", "preview", path, "--model", BASE_MODEL)
+    assert "What,\nwhere?<|im_end|>" in text and "⟦zebra 🦓<|im_end|>⟧" in text
+
+
+def test_converted_rows_are_the_same_to_the_model(server, client, tmp_path):
+    path, converted = tmp_path / "rows.json", tmp_path / "rows.jsonl"
+    rows = [{"instruction": f"Question {i}?", "input": "x", "output": "zebra", "id": i} for i in range(3)]
+    path.write_text(json.dumps(rows, indent=1))
+    server.command("data", "convert", path, "-o", converted)
+    before, after = (jobs.upload(client, p.read_bytes(), p.name) for p in (path, converted))
+    for row in (1, 2, 3):
+        shown = [preview(client, training_file=file.id, row=row) for file in (before, after)]
+        assert shown[0]["sequences"] == shown[1]["sequences"]
+    assert [answer["format"] for answer in shown] == ["alpaca", "chat"]

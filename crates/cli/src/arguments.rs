@@ -53,6 +53,9 @@ pub enum Command {
     /// List, show and cancel jobs
     #[command(subcommand)]
     Jobs(Jobs),
+    /// Look at files of training data, before anything is uploaded
+    #[command(subcommand)]
+    Data(Data),
     /// Say how much memory a training run will take; without a model, a table of the usual sizes
     Estimate(Estimate),
     /// Print or check the configuration
@@ -204,6 +207,45 @@ pub enum Jobs {
     },
     /// Cancel a job
     Cancel { id: String },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Data {
+    /// Write rows of any format as JSON lines in OpenAI's form; faults are told by row
+    Convert {
+        file: PathBuf,
+        /// The file to make; default: standard output
+        #[arg(short, long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
+    /// Show a row as a model sees it: its tokens, with marks around what is trained
+    Preview(PreviewRow),
+}
+
+#[derive(Debug, Args)]
+pub struct PreviewRow {
+    pub file: PathBuf,
+    /// A folder in Hugging Face's layout, or a base model, as `models list` shows it
+    #[arg(long, value_name = "MODEL")]
+    pub model: String,
+    /// The line on which the row begins, in a JSON array its place; default: the first row
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub row: Option<u64>,
+    /// What the row would be trained with
+    #[arg(long, value_enum, default_value_t = RowMethod::Supervised)]
+    pub method: RowMethod,
+    /// Tokens after which the row is cut; default: it is shown whole
+    #[arg(long, value_name = "TOKENS")]
+    pub max_seq_len: Option<usize>,
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum RowMethod {
+    Supervised,
+    Dpo,
+    Kto,
 }
 
 #[derive(Debug, Args)]

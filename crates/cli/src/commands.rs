@@ -1,6 +1,7 @@
 //! One file per command.
 
 pub mod config;
+pub mod data;
 pub mod doctor;
 pub mod estimate;
 pub mod grade_python;

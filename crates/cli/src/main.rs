@@ -86,6 +86,7 @@ async fn dispatch(loaded: Loaded, command: Command) -> Result<ExitCode> {
         Command::Projects(command) => commands::projects::run(config, command).await?,
         Command::Models(command) => commands::models::run(config, command).await?,
         Command::Jobs(command) => commands::jobs::run(config, command).await?,
+        Command::Data(command) => return commands::data::run(config, command).await,
         Command::Estimate(asked) => commands::estimate::run(&asked)?,
         Command::Config(command) => commands::config::run(&loaded, &command)?,
         Command::Doctor => return commands::doctor::run(config).await,

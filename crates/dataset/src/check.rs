@@ -102,7 +102,7 @@ pub(crate) struct Rows<'t> {
     /// The shape of the first row that may be taken: what every row must have.
     decided: Option<Shape>,
     /// The shape of the first row that has one.
-    found: Option<Shape>,
+    pub found: Option<Shape>,
     pub problems: ProblemList,
     stats: Stats,
     gathered: Gathered,

@@ -137,7 +137,7 @@ fn encode_text(
     problems.push(problem.at(text::KEY));
 }
 
-fn invalid_utf8(row: &RawRow, at: usize) -> Problem {
+pub(crate) fn invalid_utf8(row: &RawRow, at: usize) -> Problem {
     let byte = row.bytes.get(at).copied().unwrap_or_default();
     let utf16 = row.number == 1
         && (row.bytes.starts_with(&[0xff, 0xfe]) || row.bytes.starts_with(&[0xfe, 0xff]));

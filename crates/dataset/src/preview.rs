@@ -83,7 +83,7 @@ impl<'t> Preview<'t> {
         };
         Ok(Previewed {
             number,
-            shape: self.checker.rows.shape(),
+            shape: self.checker.rows.found.unwrap_or(self.checker.rows.shape()),
             container: self.checker.container.kind(),
             sequences: self.checker.rows.examples.take().unwrap_or_default(),
             problems: self.checker.rows.problems.kept,
@@ -200,6 +200,9 @@ mod tests {
             assert!(found.sequences.is_empty());
         }
         let found = look(&file, limits(Format::Preference, 512), None).unwrap();
-        assert_eq!(found.problems[0].code, code::UNEXPECTED_FORMAT);
+        assert_eq!(
+            (found.problems[0].code, found.shape),
+            (code::UNEXPECTED_FORMAT, Shape::Messages)
+        );
     }
 }

@@ -5,7 +5,7 @@ use crate::json::Json;
 
 /// Our crates, each with those of ours that it may use.
 const OURS: [(&str, &[&str]); 14] = [
-    ("cli", &["server", "worker", "store", "sandbox", "weights", "domain"]),
+    ("cli", &["server", "worker", "store", "dataset", "sandbox", "weights", "domain"]),
     ("server", &["store", "dataset", "graders", "grammar", "sandbox", "weights", "domain"]),
     ("worker", &["domain"]),
     ("engine", &["domain", "dataset", "grammar", "model", "kernels", "weights"]),
