@@ -200,9 +200,6 @@ mod tests {
             assert!(found.sequences.is_empty());
         }
         let found = look(&file, limits(Format::Preference, 512), None).unwrap();
-        assert_eq!(
-            (found.problems[0].code, found.shape),
-            (code::UNEXPECTED_FORMAT, Shape::Messages)
-        );
+        assert_eq!((found.problems[0].code, found.shape), (code::UNEXPECTED_FORMAT, Shape::Chat));
     }
 }
