@@ -57,7 +57,7 @@ LABEL = {
     ],
     "labels": ["good", "bad"],
     "passing_labels": ["good"],
-    "sampling_params": {"temperature": 0, "max_completions_tokens": 4},
+    "sampling_params": {"temperature": 0, "max_completions_tokens": 16},
 }
 SCORE = {
     "type": "score_model",
@@ -66,7 +66,7 @@ SCORE = {
     "input": [{"role": "user", "content": "Rate from 1 to 7: {{sample.output_text}}"}],
     "range": [1, 7],
     "pass_threshold": 5.5,
-    "sampling_params": {"temperature": 0, "max_completions_tokens": 4},
+    "sampling_params": {"temperature": 0, "max_completions_tokens": 16},
 }
 
 

@@ -36,7 +36,7 @@ def similarity(metric, **fields):
 
 def judge(**fields):
     return {"type": "score_model", "name": "judge", "model": BASE_MODEL, "range": [1, 5],
-            "sampling_params": {"temperature": 0, "max_completions_tokens": 4},
+            "sampling_params": {"temperature": 0, "max_completions_tokens": 16},
             "input": [{"role": "user", "content": [{"type": "input_text", "text": "Rate: {{sample.output_text}}"}]}],
             **fields}
 
@@ -125,17 +125,19 @@ def test_a_multi_grader_computes_its_formula(client):
 
 def test_a_model_of_ours_judges(client, tuned):
     graded = run(client, judge())
-    # What so small a model says is its own affair; that it was asked, and what its words count for, is ours.
-    assert 1 <= graded.reward <= 5 or flags(graded) == ["model_grader_parse_error"]
+    # What so small a model says is its own affair; that it is held to a number, and what that counts for, is ours. The
+    # number may be longer than the answer.
+    cut = ["model_grader_exceeded_max_tokens_error", "model_grader_parse_error"]
+    assert 1 <= graded.reward <= 5 or sorted(flags(graded)) == cut
     usage = graded.api_model_grader_token_usage_per_model[BASE_MODEL]
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"] == graded.metadata.token_usage
     assert graded.metadata.sampled_model_name == BASE_MODEL
-    # The tuned model answers whatever it is asked with the words that it learned.
+    # The tuned model would answer whatever it is asked with the words that it learned.
     label = {"type": "label_model", "name": "label", "model": tuned.fine_tuned_model, "labels": ["good", "bad"],
              "passing_labels": ["good"], "input": [{"role": "user", "content": "Good or bad?"}],
-             "sampling_params": {"temperature": 0, "max_completions_tokens": 8}}
+             "sampling_params": {"temperature": 0, "max_completions_tokens": 16}}
     graded = run(client, multi("1 + tone", tone=label))
-    assert graded.reward == 0 and flags(graded) == ["model_grader_parse_error"]
+    assert graded.reward in (1, 2) and flags(graded) == []
     for wrong in (judge(model="no-such-model"), multi("a", a=judge(model="no-such-model"))):
         with pytest.raises(openai.BadRequestError) as caught:
             run(client, wrong)

@@ -1,8 +1,8 @@
 //! What to ask a judge, and how to read its answer.
 //!
-//! The judge is told to answer with one JSON object `{"steps": […], "result": …}`, in words and by a schema for
-//! engines that keep to one. Small models answer with a number alone, or put words around the object; both are
-//! read too. What holds no result sets the flag, and the reward is 0.
+//! The judge is told to answer with one JSON object `{"steps": […], "result": …}` (without steps where it may not
+//! write enough for them), in words and by a schema that the engine holds it to. A number alone and words around the
+//! object are read too. What holds no result, because it was cut before, sets the flag, and the reward is 0.
 
 use serde_json::{Value, json};
 
@@ -31,15 +31,14 @@ pub fn score_question<'a>(
     variables: Variables<'_>,
 ) -> Result<Question<'a>, Errors> {
     let (low, high) = judge.bounds();
-    let request = format!(
-        "Answer with one JSON object and nothing else: {{\"steps\": [{{\"description\": \"…\", \
-         \"conclusion\": \"…\"}}], \"result\": N}} where N is a number from {low} to {high}."
-    );
+    let sampling = judge.sampling_params.as_ref();
+    let form = Form::of(sampling);
+    let request = form.request("N", &format!("a number from {low} to {high}"));
     Ok(Question {
         model: &judge.model,
         messages: messages(&judge.input, &request, variables)?,
-        response_format: response_format(json!({"type": "number"})),
-        sampling: judge.sampling_params.as_ref(),
+        response_format: form.response_format(json!({"type": "number"})),
+        sampling,
     })
 }
 
@@ -52,16 +51,15 @@ pub fn label_question<'a>(
     variables: Variables<'_>,
 ) -> Result<Question<'a>, Errors> {
     let labels: Vec<String> = judge.labels.iter().map(|label| json!(label).to_string()).collect();
-    let request = format!(
-        "Answer with one JSON object and nothing else: {{\"steps\": [{{\"description\": \"…\", \
-         \"conclusion\": \"…\"}}], \"result\": L}} where L is one of {}.",
-        labels.join(", ")
-    );
+    let sampling = judge.sampling_params.as_ref();
+    let form = Form::of(sampling);
+    let request = form.request("L", &format!("one of {}", labels.join(", ")));
+    let label = json!({"type": "string", "enum": judge.labels});
     Ok(Question {
         model: &judge.model,
         messages: messages(&judge.input, &request, variables)?,
-        response_format: response_format(json!({"type": "string", "enum": judge.labels})),
-        sampling: judge.sampling_params.as_ref(),
+        response_format: form.response_format(label),
+        sampling,
     })
 }
 
@@ -87,22 +85,63 @@ fn messages(
     Ok(messages.into_iter().map(message).collect())
 }
 
-fn response_format(result: Value) -> Value {
-    let step = json!({
-        "type": "object",
-        "properties": {"description": {"type": "string"}, "conclusion": {"type": "string"}},
-        "required": ["description", "conclusion"],
-        "additionalProperties": false,
-    });
-    json!({
-        "type": "json_schema",
-        "json_schema": {"name": "grade", "strict": true, "schema": {
+/// What an answer holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    StepsAndResult,
+    Result,
+}
+
+/// Tokens in which steps and a result can be written, if they are short.
+const ROOM_FOR_STEPS: u32 = 128;
+/// A small model may find no end of steps.
+const MOST_STEPS: u32 = 4;
+
+impl Form {
+    /// Steps only where there is room: a definition that admits few tokens wants a word.
+    fn of(sampling: Option<&SamplingParams>) -> Self {
+        match sampling.and_then(|sampling| sampling.max_completion_tokens) {
+            Some(limit) if limit < ROOM_FOR_STEPS => Self::Result,
+            _ => Self::StepsAndResult,
+        }
+    }
+
+    /// The form in words; `letter` stands for the result, which is `what`.
+    fn request(self, letter: &str, what: &str) -> String {
+        let steps = match self {
+            Self::StepsAndResult => r#""steps": [{"description": "…", "conclusion": "…"}], "#,
+            Self::Result => "",
+        };
+        format!(
+            "Answer with one JSON object and nothing else: {{{steps}\"result\": {letter}}} \
+             where {letter} is {what}."
+        )
+    }
+
+    fn response_format(self, result: Value) -> Value {
+        let step = json!({
             "type": "object",
-            "properties": {"steps": {"type": "array", "items": step}, "result": result},
-            "required": ["steps", "result"],
+            "properties": {"description": {"type": "string"}, "conclusion": {"type": "string"}},
+            "required": ["description", "conclusion"],
             "additionalProperties": false,
-        }},
-    })
+        });
+        let steps = json!({"type": "array", "items": step, "maxItems": MOST_STEPS});
+        let (properties, required) = match self {
+            Self::StepsAndResult => {
+                (json!({"steps": steps, "result": result}), json!(["steps", "result"]))
+            }
+            Self::Result => (json!({"result": result}), json!(["result"])),
+        };
+        json!({
+            "type": "json_schema",
+            "json_schema": {"name": "grade", "strict": true, "schema": {
+                "type": "object",
+                "properties": properties,
+                "required": required,
+                "additionalProperties": false,
+            }},
+        })
+    }
 }
 
 /// The score in an answer, clamped to the range.
@@ -208,6 +247,22 @@ mod tests {
         let question = label_question(&judge, variables).unwrap();
         let content = question.messages[1]["content"].as_str().unwrap();
         assert!(content.contains(r#"one of "good", "Bad""#), "{content}");
+    }
+
+    #[test]
+    fn steps_are_asked_for_where_there_is_room() {
+        let (item, sample) = (json!({"label": "blue"}), sample_of_text("red"));
+        let variables = Variables { item: &item, sample: &sample };
+        for (limit, has_steps) in [(None, true), (Some(128), true), (Some(127), false)] {
+            let mut judge = score_model(json!([1, 5]));
+            judge.sampling_params =
+                Some(SamplingParams { max_completion_tokens: limit, ..SamplingParams::default() });
+            let question = score_question(&judge, variables).unwrap();
+            let content = question.messages[1]["content"].as_str().unwrap();
+            assert_eq!(content.contains("steps"), has_steps, "{content}");
+            let schema = &question.response_format["json_schema"]["schema"];
+            assert_eq!(schema["properties"].get("steps").is_some(), has_steps, "{schema}");
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use common::worker::Worker;
 use common::{MODEL, TestServer, error_of};
-use domain::engine::{FinishReason, GenerationEvent, Prompt};
+use domain::engine::{AnswerForm, FinishReason, GenerationEvent, Prompt};
 use domain::internal::InferenceTask;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -294,6 +294,10 @@ async fn judges_are_asked_and_their_answers_read() {
             (0.0, Some(3))
         );
         assert_eq!(task.question.sampling.max_tokens, Some(40));
+        let AnswerForm::Schema { schema, strict: true } = &task.question.form else {
+            panic!("{:?}", task.question.form)
+        };
+        assert_eq!(schema["properties"], json!({"result": {"type": "number"}}));
     }
 }
 

@@ -98,6 +98,7 @@ fn request(question: Question<'_>) -> CreateCompletion {
         top_p: sampling.top_p,
         seed: sampling.seed,
         max_completion_tokens: Some(limit),
+        response_format: Some(question.response_format),
         ..CreateCompletion::default()
     }
 }
