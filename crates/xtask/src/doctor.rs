@@ -88,7 +88,22 @@ fn optional(workspace: &Workspace) -> Vec<Finding> {
         .map(|_| "built".to_owned());
     let reference =
         setup::packages_are_ready(workspace, "reference").then(|| "installed".to_owned());
+    let node = run::answer("node", &["--version"])
+        .filter(|_| run::answer("npm", &["--version"]).is_some());
+    let openssl = run::answer("openssl", &["version"]);
     let mut findings = vec![
+        Finding {
+            name: "Node.js",
+            found: node,
+            remedy: "tests with OpenAI's client for it are skipped",
+            is_needed: false,
+        },
+        Finding {
+            name: "openssl",
+            found: openssl,
+            remedy: "the test of webhooks over TLS is skipped",
+            is_needed: false,
+        },
         Finding { name: "GPU", found: gpu, remedy: "the CPU is used", is_needed: false },
         Finding {
             name: "release build",
