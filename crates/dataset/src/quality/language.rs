@@ -33,7 +33,7 @@ pub(crate) const NAMES: [&str; 16] = [
 ];
 
 const SMALL_WORDS: [&str; 7] = [
-    "the and of to is in that it for was with as on are this you be have not from but they his at",
+    "the and of to a is in that it for was with as on are this you be have not from but they his at",
     "der die das und ist nicht ein eine zu den mit von sich auf für dem des im auch es wird sie ich",
     "le la les et est des un une du en que qui dans pour pas sur au par ce il elle je vous avec",
     "el la los las y es en que un una de por con para del se no su al lo como más pero está",
