@@ -118,3 +118,35 @@ pub(crate) struct WaitReason {
     /// When the job may be taken again.
     pub until: Option<i64>,
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use serde_json::{Value, json};
+    use utoipa::PartialSchema;
+
+    use super::*;
+
+    fn described<T: PartialSchema>() -> BTreeSet<String> {
+        keys(&json!(T::schema())["properties"])
+    }
+
+    fn keys(value: &Value) -> BTreeSet<String> {
+        value.as_object().unwrap().keys().cloned().collect()
+    }
+
+    #[test]
+    fn what_is_read_is_described_and_nothing_else() {
+        let read = json!(domain::TrainingOptions {
+            lora: Some(Default::default()),
+            virtual_tokens: Some(Default::default()),
+            early_stopping: Some(Default::default()),
+            ..Default::default()
+        });
+        assert_eq!(described::<TrainingOptions>(), keys(&read));
+        assert_eq!(described::<LoraOptions>(), keys(&read["lora"]));
+        assert_eq!(described::<VirtualTokens>(), keys(&read["virtual_tokens"]));
+        assert_eq!(described::<EarlyStopping>(), keys(&read["early_stopping"]));
+    }
+}
