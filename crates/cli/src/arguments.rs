@@ -211,6 +211,8 @@ pub enum Jobs {
 
 #[derive(Debug, Subcommand)]
 pub enum Data {
+    /// Say what is wrong, and what is doubtful, about a file
+    Check(DataCheck),
     /// Write rows of any format as JSON lines in OpenAI's form; faults are told by row
     Convert {
         file: PathBuf,
@@ -220,6 +222,28 @@ pub enum Data {
     },
     /// Show a row as a model sees it: its tokens, with marks around what is trained
     Preview(PreviewRow),
+}
+
+#[derive(Debug, Args)]
+pub struct DataCheck {
+    pub file: PathBuf,
+    /// The validation file of the same job
+    #[arg(long, value_name = "FILE")]
+    pub validation: Option<PathBuf>,
+    /// A folder in Hugging Face's layout, or a base model, as `models list` shows it
+    #[arg(long, value_name = "MODEL")]
+    pub model: String,
+    /// What the rows would be trained with
+    #[arg(long, value_enum, default_value_t = RowMethod::Supervised)]
+    pub method: RowMethod,
+    /// Tokens after which an example is cut
+    #[arg(long, value_name = "TOKENS", default_value_t = 2048)]
+    pub max_seq_len: u32,
+    /// Copy the rows that something is said about into this new file
+    #[arg(long, value_name = "FILE")]
+    pub bad_lines: Option<PathBuf>,
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -3,6 +3,7 @@
 //! Rows are gathered in small batches and tokenised on all cores; faults come out in the order of
 //! rows. Blank lines, a byte order mark and carriage returns are accepted.
 
+use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -30,11 +31,21 @@ pub enum FileRole {
 }
 
 impl FileRole {
-    fn name(self) -> &'static str {
+    /// The field of a request that names the file.
+    pub fn field(self) -> &'static str {
         match self {
+            Self::Training => "training_file",
+            Self::Validation => "validation_file",
+        }
+    }
+}
+
+impl fmt::Display for FileRole {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
             Self::Training => "Training",
             Self::Validation => "Validation",
-        }
+        })
     }
 }
 
@@ -274,7 +285,7 @@ impl Rows<'_> {
             Format::Text => self.stats.n_examples.max(self.stats.n_sequences),
             _ => self.stats.n_examples,
         };
-        let name = self.limits.role.name();
+        let name = self.limits.role;
         if count == 0 {
             let message = format!("{name} file is empty: it has no example");
             self.problems.push(Problem::of_file(code::EMPTY_FILE, message));

@@ -14,11 +14,13 @@ const LIMIT: Duration = Duration::from_secs(60 * 60);
 
 /// Asks the server alone: needs no reference packages, but the program that fills its database.
 const API: &str = "tests/bench/api.py";
+/// Runs the command line alone: needs no reference packages either.
+const DATA: &str = "tests/bench/data.py";
 /// Writes rows and events straight into a database: `crates/store/examples/fill.rs`.
 const FILL: [&str; 4] = ["--package", "store", "--example", "fill"];
 
 /// Name, script, and what it measures.
-const BENCHES: [(&str, &str, &str); 8] = [
+const BENCHES: [(&str, &str, &str); 9] = [
     ("train", "tests/bench/train.py", "tokens per second and peak memory of training"),
     ("qlora", "tests/bench/qlora.py", "the same over a base model in 4 bits"),
     ("dpo", "tests/bench/dpo.py", "training on preference pairs, against trl"),
@@ -26,6 +28,7 @@ const BENCHES: [(&str, &str, &str); 8] = [
     ("memory", "tests/bench/memory.py", "the memory estimate against what the engine takes"),
     ("adapter", "tests/bench/adapter.py", "our adapter in peft: the same greedy answers"),
     ("reward", "tests/bench/reward.py", "our reward model in peft: the same scores"),
+    ("data", DATA, "the check of 100,000 rows of training data: time and memory"),
     ("api", API, "uploads against the disk, lists at a million rows, 5,000 event streams"),
 ];
 
@@ -35,7 +38,7 @@ pub fn run(workspace: &Workspace, arguments: &[String]) -> Result<ExitCode> {
         BENCHES.iter().find(|(known, ..)| known == name).ok_or_else(known_names)?;
     setup::run(workspace, false)?;
     let mut packages = vec![workspace.deps().join("python")];
-    if *script != API {
+    if ![API, DATA].contains(script) {
         setup::reference(workspace)?;
         packages = vec![workspace.deps().join("reference")];
     }

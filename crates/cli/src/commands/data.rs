@@ -1,5 +1,6 @@
 //! `finetuned data`: files of training data before anything is uploaded.
 
+mod check;
 mod preview;
 
 use std::fs::{File, Permissions};
@@ -19,6 +20,7 @@ const SHOWN: usize = 50;
 
 pub async fn run(config: &Config, command: Data) -> Result<ExitCode> {
     match command {
+        Data::Check(asked) => check::run(config, &asked).await,
         Data::Convert { file, out } => convert(config, &file, out.as_deref()),
         Data::Preview(asked) => preview::run(config, &asked).await,
     }

@@ -1,6 +1,7 @@
 //! The outputs of a file as labels: few different short ones, each many times.
 
 use std::collections::HashMap;
+use std::fmt;
 
 use serde::Serialize;
 
@@ -26,6 +27,12 @@ const RARE_IN: u64 = 200;
 pub struct Label {
     pub label: String,
     pub examples: u64,
+}
+
+impl fmt::Display for Label {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "'{}' {}", self.label, self.examples)
+    }
 }
 
 /// Gathers outputs as long as they may be labels.

@@ -6,7 +6,7 @@ use crate::format::Format;
 
 /// A kind of task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(into = "&str")]
 pub enum Task {
     Classification,
     Extraction,
@@ -44,6 +44,17 @@ impl Task {
         }
     }
 
+    /// As in the figures.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Classification => "classification",
+            Self::Extraction => "extraction",
+            Self::Code => "code",
+            Self::Domain => "domain",
+            Self::Style => "style",
+        }
+    }
+
     /// Rules of thumb of the field, not of this model.
     pub fn sizes(self) -> Sizes {
         let [minimum, good, excellent] = match self {
@@ -75,6 +86,12 @@ impl Task {
             Self::Domain => "knowledge of a field",
             Self::Style => "a way to answer",
         }
+    }
+}
+
+impl From<Task> for &str {
+    fn from(task: Task) -> Self {
+        task.as_str()
     }
 }
 

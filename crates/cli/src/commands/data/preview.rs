@@ -39,7 +39,7 @@ pub async fn run(config: &Config, asked: &PreviewRow) -> Result<ExitCode> {
 }
 
 /// Of a folder in Hugging Face's layout, or of a registered base model.
-async fn tokenizer(config: &Config, model: &str) -> Result<ChatTokenizer> {
+pub(super) async fn tokenizer(config: &Config, model: &str) -> Result<ChatTokenizer> {
     let folder = Path::new(model);
     if folder.is_dir() {
         return ChatTokenizer::from_folder(folder)
@@ -73,12 +73,17 @@ async fn registered(backend: &Backend, model: &str) -> Result<ChatTokenizer> {
         .with_context(|| format!("cannot read the tokenizer of {model}"))
 }
 
-fn find(config: &Config, tokenizer: &ChatTokenizer, asked: &PreviewRow) -> Result<Previewed> {
-    let expected = match asked.method {
+/// What the rows of a method are.
+pub(super) fn expected(method: RowMethod) -> Expected {
+    match method {
         RowMethod::Supervised => Expected::Supervised,
         RowMethod::Dpo => Format::Preference.into(),
         RowMethod::Kto => Format::Labelled.into(),
-    };
+    }
+}
+
+fn find(config: &Config, tokenizer: &ChatTokenizer, asked: &PreviewRow) -> Result<Previewed> {
+    let expected = expected(asked.method);
     let limits = Limits {
         max_line_bytes: config.server.max_line_bytes.as_u64() as usize,
         ..Limits::new(FileRole::Training, expected, asked.max_seq_len.unwrap_or(usize::MAX))
