@@ -159,7 +159,8 @@ ROWS = {
     "a job's id for a file": (
         create(training_file="ftjob-none"), NONE, 404, INVALID, None, "training_file", r"No such File object: ftjob-none$"),
     "wrong extension": (
-        upload("rows.csv", "fine-tune"), BAD, 400, INVALID, None, None, r"Invalid file format for Fine-Tuning API\. Must be \.jsonl$"),
+        upload("rows.txt", "fine-tune"), BAD, 400, INVALID, None, None,
+        r"Invalid file format for Fine-Tuning API\. Must be \.jsonl, \.json, \.csv, \.tsv$"),
     "wrong extension, batch": (
         upload("rows.csv", "batch"), BAD, 400, INVALID, None, None, r"Invalid file format for Batch API\. Must be \.jsonl$"),
     "empty file": (

@@ -40,3 +40,8 @@ def test_what_the_published_description_forbids_is_found_too(agreement):
     wrong = {**FILE, "purpose": "odd"}
     agreement.check(contract.Exchange("GET", "/v1/files/file-1", 200, "application/json", json.dumps(wrong).encode()))
     assert [fault for fault in agreement.faults if "published: purpose" in fault]
+
+
+def test_the_page_of_the_description_is_served(server):
+    with urllib.request.urlopen(f"{server.root_url}/docs", timeout=30) as page:
+        assert page.headers.get_content_type() == "text/html" and b"/openapi.json" in page.read()

@@ -139,6 +139,9 @@ def test_a_succeeded_job_is_announced_and_the_sdk_verifies_it(client, rows_file,
     )
     assert (delivery["event_id"], delivery["data_id"]) == (event.id, job.id)
     assert [attempt["status_code"] for attempt in delivery["attempts"]] == [200]
+    client.post(f"/webhook_endpoints/{endpoint.id}/deliveries/{delivery['id']}/redeliver", cast_to=object)
+    again, its_headers = receiver.next()
+    assert (again, its_headers["webhook-id"]) == (body, headers["webhook-id"])
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="this machine has no Node.js")

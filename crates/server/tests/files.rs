@@ -96,7 +96,7 @@ async fn bad_uploads_are_refused_and_leave_nothing() {
     let server = TestServer::with(|config| config.max_file_bytes = ByteSize::kib(64)).await;
     let big = vec![b'x'; 100 * 1024];
     let good = rows(1);
-    let csv = || Part { name: "file", filename: Some("rows.csv"), content: &good };
+    let text_file = || Part { name: "file", filename: Some("rows.txt"), content: &good };
     let life = |seconds| [text("expires_after[anchor]", "created_at"), seconds];
     let [anchor, seconds] = life(text("expires_after[seconds]", "60"));
     let cases: Vec<(Vec<Part<'_>>, u16, Value, Value)> = vec![
@@ -113,7 +113,7 @@ async fn bad_uploads_are_refused_and_leave_nothing() {
             json!("invalid_value"),
             json!("purpose"),
         ),
-        (vec![text("purpose", "fine-tune"), csv()], 400, Value::Null, Value::Null),
+        (vec![text("purpose", "fine-tune"), text_file()], 400, Value::Null, Value::Null),
         (vec![text("purpose", "fine-tune"), jsonl(b"")], 400, Value::Null, json!("file")),
         (vec![jsonl(&big), text("purpose", "fine-tune")], 413, Value::Null, Value::Null),
         (
