@@ -3,6 +3,7 @@
 import base64
 import csv
 import io
+import json
 import math
 
 import openai
@@ -48,6 +49,20 @@ def test_a_validation_names_every_fault_of_request_and_file(client):
     } <= found
     assert ("invalid_json", 13) in {(code, line) for code, line, _ in found}
     assert all(p["remedy"] for p in answer["problems"])
+
+
+def test_rows_that_something_is_said_about_are_downloaded(client):
+    rows = jobs.rows(12)
+    file = jobs.upload(client, jobs.jsonl(rows) + b"nonsense\n" + jobs.jsonl(rows[:1]))
+    body = {"model": BASE_MODEL, "training_file": file.id}
+    bad = client.post(f"{VALIDATE}/bad_lines", body=body, cast_to=str)
+    assert [json.loads(line) for line in bad.splitlines()] == [
+        {"line": 13, "problems": ["invalid_json"], "row": "nonsense"},
+        {"line": 14, "problems": ["exact_duplicate"], "row": json.dumps(rows[0])},
+    ]
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.post(f"{VALIDATE}/bad_lines?file=validation_file", body=body, cast_to=str)
+    assert caught.value.param == "file"
 
 
 def events_stream(client, job_id, **query):

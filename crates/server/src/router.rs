@@ -18,8 +18,8 @@ use crate::heads;
 use crate::internal;
 use crate::observe::{after_panic, observe};
 use crate::routes::{
-    completions, estimate, evals, files, graders, health, jobs, models, permissions, preview,
-    scores, stored, texts, uploads, validation, webhooks,
+    bad_lines, completions, estimate, evals, files, graders, health, jobs, models, permissions,
+    preview, scores, stored, texts, uploads, validation, webhooks,
 };
 use crate::state::AppState;
 
@@ -36,6 +36,7 @@ fn api() -> OpenApiRouter<AppState> {
         .routes(routes!(uploads::cancel))
         .routes(routes!(jobs::create, jobs::list))
         .routes(routes!(validation::create))
+        .routes(routes!(bad_lines::create))
         .routes(routes!(preview::create))
         .routes(routes!(jobs::retrieve, jobs::update, jobs::delete))
         .routes(routes!(jobs::cancel))

@@ -203,6 +203,44 @@ async fn doubtful_data_is_told_of_in_warnings_figures_and_events() {
 }
 
 #[tokio::test]
+async fn rows_that_something_is_said_about_can_be_downloaded() {
+    let server = server().await;
+    let mut content = rows(20);
+    content.extend(rows(1));
+    content.extend(b"nonsense\n");
+    let training = server.upload(&content).await;
+    let validation = server.upload(&rows(2)).await;
+    let body = json!({"model": MODEL, "training_file": training, "validation_file": validation});
+    let download = async |query: &str| {
+        let path = format!("{VALIDATE}/bad_lines{query}");
+        let request = server.request(reqwest::Method::POST, &path).json(&body);
+        let answer = request.send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+        assert_eq!(answer.headers()["content-type"], "application/jsonl");
+        let text = answer.text().await.unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<Value>>()
+    };
+    let row = |n: usize| String::from_utf8(rows(n)).unwrap().lines().last().unwrap().to_owned();
+    let repeated = json!({"line": 21, "problems": ["exact_duplicate"], "row": row(1)});
+    let faulty = json!({"line": 22, "problems": ["invalid_json"], "row": "nonsense"});
+    assert_eq!(download("").await, [repeated, faulty]);
+    let leaked = |n: usize| json!({"line": n, "problems": ["leaked"], "row": row(n)});
+    assert_eq!(download("?file=validation_file").await, [leaked(1), leaked(2)]);
+
+    let refusal = async |query: &str, body: &Value| {
+        let (status, error) = server.post(&format!("{VALIDATE}/bad_lines{query}"), body).await;
+        assert_eq!(status, 400, "{error}");
+        error_of(&error).1
+    };
+    assert_eq!(refusal("?file=test_file", &body).await, "file");
+    assert_eq!(refusal("", &json!({"model": MODEL})).await, "training_file");
+    let alone = json!({"model": MODEL, "training_file": training});
+    assert_eq!(refusal("?file=validation_file", &alone).await, "file");
+    let (_, jobs) = server.get("/v1/fine_tuning/jobs").await;
+    assert_eq!(jobs["data"], json!([]));
+}
+
+#[tokio::test]
 async fn reinforcement_is_checked_and_then_refused() {
     let server = server().await;
     let training = server.upload(&rows(12)).await;

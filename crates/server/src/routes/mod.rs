@@ -1,5 +1,6 @@
 //! Handlers of the public API, one file per kind of object.
 
+pub(crate) mod bad_lines;
 pub(crate) mod completions;
 pub(crate) mod estimate;
 pub(crate) mod evals;

@@ -1,17 +1,20 @@
 //! One row of a training file as the model of a job would see it. Nothing is created.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::extract::State;
 use dataset::{ChatTokenizer, Example, FileRole, Format, NoSuchRow, Previewed};
-use domain::MethodType;
+use domain::{MethodType, ModelId};
 use serde_json::json;
+use store::base_models::BaseModelRow;
 
 use crate::error::{ApiError, ApiResult};
 use crate::extract::{Caller, Json as Body};
 use crate::faults::Faults;
 use crate::inference::prompt::integer;
 use crate::lanes::examine::Examination;
-use crate::lanes::models::ModelError;
+use crate::lanes::models::{Model, ModelError};
 use crate::request;
 use crate::routes::validation::{base_model, of_row, turn};
 use crate::state::AppState;
@@ -46,13 +49,8 @@ pub(crate) async fn create(
     let incomplete = || ApiError::internal("a request without faults lacks a part");
     let wanted = wanted.ok_or_else(incomplete)?;
     let file = wanted.training_file.as_ref().ok_or_else(incomplete)?;
-    let base = base_model(&state, wanted.base_model.as_ref().ok_or_else(incomplete)?).await?;
-    let model = state.models.get(&state.store, &base).await.map_err(|error| match error {
-        ModelError::Store(error) => error.into(),
-        unusable @ ModelError::Unusable { .. } => {
-            ApiError::invalid_value("model", unusable.to_string())
-        }
-    })?;
+    let base_model = wanted.base_model.as_ref().ok_or_else(incomplete)?;
+    let (_, model) = usable_model(&state, base_model).await?;
     let examination = Examination {
         state: &state,
         model: &model,
@@ -69,6 +67,21 @@ pub(crate) async fn create(
     let found = found.map_err(|missing| no_such_row(row, missing))?;
     let max_seq_len = examination.cut_at();
     Ok(Json(shown(&model.tokenizer, asked.model, wanted.method, max_seq_len, found)))
+}
+
+/// The base model of a request, with its tokenizer.
+pub(super) async fn usable_model(
+    state: &AppState,
+    id: &ModelId,
+) -> ApiResult<(BaseModelRow, Arc<Model>)> {
+    let row = base_model(state, id).await?;
+    match state.models.get(&state.store, &row).await {
+        Ok(model) => Ok((row, model)),
+        Err(ModelError::Store(error)) => Err(error.into()),
+        Err(unusable @ ModelError::Unusable { .. }) => {
+            Err(ApiError::invalid_value("model", unusable.to_string()))
+        }
+    }
 }
 
 fn no_such_row(row: Option<i64>, missing: NoSuchRow) -> ApiError {

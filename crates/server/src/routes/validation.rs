@@ -77,6 +77,17 @@ pub(super) async fn turn(state: &AppState) -> ApiResult<SemaphorePermit<'_>> {
     }
 }
 
+/// What a check of both files finds, unless it takes too long.
+pub(super) async fn in_time<T>(check: impl Future<Output = T>) -> ApiResult<T> {
+    tokio::time::timeout(TIME, check).await.map_err(|_| {
+        ApiError::BadRequest(format!(
+            "The files could not be checked within {} seconds. Create the job: its own check has no \
+             limit of time.",
+            TIME.as_secs()
+        ))
+    })
+}
+
 async fn examine(state: &AppState, wanted: &Wanted, answer: &mut Answer) -> ApiResult<()> {
     let (Some(model), Some(file)) = (&wanted.base_model, &wanted.training_file) else {
         return Ok(());
@@ -104,14 +115,7 @@ async fn examine(state: &AppState, wanted: &Wanted, answer: &mut Answer) -> ApiR
     }
     let _turn = turn(state).await?;
     let reading = read_files(&examination, file, wanted.validation_file.as_ref(), answer);
-    let read = tokio::time::timeout(TIME, reading).await.map_err(|_| {
-        ApiError::BadRequest(format!(
-            "The files could not be checked within {} seconds. Create the job: its own check has no \
-             limit of time.",
-            TIME.as_secs()
-        ))
-    })?;
-    let Some((training, validation)) = read? else { return Ok(()) };
+    let Some((training, validation)) = in_time(reading).await?? else { return Ok(()) };
     answer.look(&examination, &training, validation.as_ref());
     if training.total_problems > 0 || validation.as_ref().is_some_and(|v| v.total_problems > 0) {
         return Ok(());
