@@ -29,6 +29,8 @@ def test_a_validation_announces_the_job_and_creates_none(client, training_file, 
     answer = validate(client, training_file=training_file.id, hyperparameters={"n_epochs": 2})
     assert answer["valid"] and [p["code"] for p in answer["problems"]] == ["few_examples"]
     assert answer["hyperparameters"]["n_epochs"] == 2
+    assert answer["reasons"]["n_epochs"] == "the request says so"
+    assert "24 examples" in answer["reasons"]["batch_size"]
     assert answer["steps"] == 48 and answer["trained_tokens"] > 0
     assert answer["memory"]["required_bytes"] > 100_000_000
     # A base model that has been trained here before has a measured speed.

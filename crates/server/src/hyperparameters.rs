@@ -1,11 +1,6 @@
-//! Requested hyperparameters and options: checked at creation, resolved once the files are counted.
+//! Requested hyperparameters and options, checked at creation. What they amount to is told by `resolve`.
 
-use domain::hyperparameters::{
-    EarlyStopping, EarlyStoppingRequest, FULL_RATE_DIVISOR, Precision, Schedule, TARGET_MODULES,
-    Tuning, VIRTUAL_TOKENS_LEARNING_RATE, auto_batch_size, auto_epochs, auto_learning_rate,
-};
-use domain::plan::{LoraConfig, ResolvedHyperparameters};
-use domain::preference::{LEARNING_RATE_DIVISOR, LossType};
+use domain::hyperparameters::{EarlyStoppingRequest, TARGET_MODULES};
 use domain::{Auto, Hyperparameters, LoraRequest, TrainingOptions};
 use serde_json::{Map, Value};
 
@@ -13,15 +8,7 @@ use crate::error::{ApiError, ApiResult};
 use crate::extract::json::type_words;
 use crate::faults::Faults;
 use crate::inference::prompt::integer;
-use crate::tuning::{find_tuning_faults, resolve_virtual_tokens, tuning_and_base};
-
-const DEFAULT_MAX_SEQ_LEN: u32 = 2048;
-const DEFAULT_MICRO_BATCH_TOKENS: u32 = 2048;
-const DEFAULT_WARMUP_RATIO: f64 = 0.03;
-const DEFAULT_MAX_GRAD_NORM: f64 = 1.0;
-const KTO_MIN_AUTO_BATCH: u32 = 8;
-const DEFAULT_CHECKPOINT_STEPS: u64 = 50;
-const DEFAULT_PATIENCE: u32 = 2;
+use crate::tuning::find_tuning_faults;
 
 /// A hyperparameters object of a request; `path` names it in refusals.
 pub(crate) fn requested(
@@ -237,228 +224,10 @@ fn check_pattern_key(key: &str, lora: &LoraRequest, path: &str, faults: &mut Fau
     faults.invalid(path, message);
 }
 
-/// What resolving needs to know of the files and the base model.
-pub(crate) struct Measured {
-    /// What batches are counted in.
-    pub n_examples: u64,
-    pub has_validation: bool,
-    pub hidden_size: u64,
-    /// The base model's context length, in tokens.
-    pub context_length: Option<u32>,
-}
-
-/// Every `auto` → a value: the job's wish, else the operator's default, else the rule of `domain`.
-pub(crate) fn resolve(
-    wish: &Hyperparameters,
-    job: &TrainingOptions,
-    operator: &TrainingOptions,
-    seed: u64,
-    measured: &Measured,
-) -> ResolvedHyperparameters {
-    let n_epochs = wish.n_epochs.unwrap_or_else(|| auto_epochs(measured.n_examples));
-    let is_kto = wish.preference.is_some_and(|wish| wish.loss_type == LossType::Kto);
-    let batch_size = wish.batch_size.unwrap_or_else(|| {
-        let size = auto_batch_size(measured.n_examples);
-        // KTO measures its baseline on the batch.
-        if is_kto { size.max(KTO_MIN_AUTO_BATCH) } else { size }
-    });
-    let steps_per_epoch = measured.n_examples.div_ceil(u64::from(batch_size.max(1)));
-    let total_steps = steps_per_epoch * u64::from(n_epochs);
-    let multiplier = wish.learning_rate_multiplier.unwrap_or_else(|| 1.0);
-    let (tuning, quantization) = tuning_and_base(job, operator);
-    let supervised_rate = supervised_rate(tuning, operator, measured.hidden_size);
-    let base_rate = match wish.preference.map(|wish| wish.loss_type) {
-        // A fresh head has as much to learn as a supervised adapter.
-        Some(LossType::Reward) => supervised_rate,
-        Some(_) => supervised_rate / LEARNING_RATE_DIVISOR,
-        None => supervised_rate,
-    };
-    // Of one source, steps win over a ratio; of two sources, the job wins.
-    let warmup_of = |options: &TrainingOptions| {
-        let by_ratio = |ratio: f64| ((total_steps as f64 * ratio).ceil() as u64).min(total_steps);
-        options.warmup_steps.or(options.warmup_ratio.map(by_ratio))
-    };
-    let warmup_steps = warmup_of(job)
-        .or_else(|| warmup_of(operator))
-        .unwrap_or_else(|| (total_steps as f64 * DEFAULT_WARMUP_RATIO).ceil() as u64)
-        .min(total_steps);
-    ResolvedHyperparameters {
-        n_epochs,
-        batch_size,
-        learning_rate_multiplier: multiplier,
-        learning_rate: job.learning_rate.unwrap_or(base_rate * multiplier),
-        schedule: job.schedule.or(operator.schedule).unwrap_or(Schedule::Linear),
-        warmup_steps,
-        weight_decay: job.weight_decay.or(operator.weight_decay).unwrap_or(0.0),
-        optimizer: job.optimizer.or(operator.optimizer).unwrap_or_default(),
-        max_grad_norm: job
-            .max_grad_norm
-            .or(operator.max_grad_norm)
-            .unwrap_or(DEFAULT_MAX_GRAD_NORM),
-        max_seq_len: max_seq_len(job, operator, measured.context_length),
-        micro_batch_tokens: job
-            .micro_batch_tokens
-            .or(operator.micro_batch_tokens)
-            .unwrap_or(DEFAULT_MICRO_BATCH_TOKENS),
-        checkpoint_steps: job
-            .checkpoint_steps
-            .or(operator.checkpoint_steps)
-            .unwrap_or(DEFAULT_CHECKPOINT_STEPS),
-        gradient_checkpointing: job
-            .gradient_checkpointing
-            .or(operator.gradient_checkpointing)
-            .unwrap_or_default(),
-        early_stopping: job
-            .early_stopping
-            .as_ref()
-            .or(operator.early_stopping.as_ref())
-            .filter(|_| measured.has_validation)
-            .map(resolve_early_stopping),
-        quantization,
-        precision: job.precision.or(operator.precision).unwrap_or(Precision::Auto),
-        tuning,
-        virtual_tokens: resolve_virtual_tokens(job, operator),
-        lora: resolve_lora(job.lora.as_ref(), operator.lora.as_ref()),
-        preference: wish.preference.map(|preference| Box::new(preference.resolve())),
-        seed,
-    }
-}
-
-/// The learning rate of a multiplier of 1. The operator's is for what the operator's jobs train when they do
-/// not say.
-fn supervised_rate(tuning: Tuning, operator: &TrainingOptions, hidden_size: u64) -> f64 {
-    let is_default = tuning == operator.tuning.unwrap_or_default();
-    operator.learning_rate.filter(|_| is_default).unwrap_or_else(|| match tuning {
-        Tuning::Lora => auto_learning_rate(hidden_size),
-        Tuning::Full => auto_learning_rate(hidden_size) / FULL_RATE_DIVISOR,
-        Tuning::Prompt | Tuning::Prefix => VIRTUAL_TOKENS_LEARNING_RATE,
-    })
-}
-
-/// Tokens after which an example is cut: never more than the base model's context has room for.
-pub(crate) fn max_seq_len(
-    job: &TrainingOptions,
-    operator: &TrainingOptions,
-    context_length: Option<u32>,
-) -> u32 {
-    let wanted = job.max_seq_len.or(operator.max_seq_len).unwrap_or(DEFAULT_MAX_SEQ_LEN);
-    let virtual_tokens = resolve_virtual_tokens(job, operator).map_or(0, |tokens| tokens.count);
-    wanted.min(context_length.unwrap_or(u32::MAX).saturating_sub(virtual_tokens))
-}
-
-fn resolve_early_stopping(rule: &EarlyStoppingRequest) -> EarlyStopping {
-    EarlyStopping {
-        patience: rule.patience.unwrap_or(DEFAULT_PATIENCE),
-        min_delta: rule.min_delta.unwrap_or(0.0),
-        evaluation_steps: rule.evaluation_steps.unwrap_or(0),
-    }
-}
-
-fn resolve_lora(job: Option<&LoraRequest>, operator: Option<&LoraRequest>) -> LoraConfig {
-    let built_in = LoraConfig::default();
-    let both = [job, operator];
-    fn first<T>(of: [Option<&LoraRequest>; 2], get: fn(&LoraRequest) -> Option<T>) -> Option<T> {
-        of.into_iter().flatten().find_map(get)
-    }
-    let rank = first(both, |l| l.rank).unwrap_or(built_in.rank);
-    let dora = first(both, |l| l.dora).unwrap_or(built_in.dora);
-    // The operator's dropout does not stand in the way of a job that wants weight decomposition.
-    let dropout = if dora { Some(0.0) } else { first(both, |l| l.dropout) };
-    LoraConfig {
-        rank,
-        // Twice the rank keeps the update's size when only the rank is chosen.
-        alpha: first(both, |l| l.alpha).unwrap_or(2.0 * f64::from(rank)),
-        dropout: dropout.unwrap_or(built_in.dropout),
-        target_modules: first(both, |l| l.target_modules.clone())
-            .unwrap_or(built_in.target_modules),
-        rslora: first(both, |l| l.rslora).unwrap_or(built_in.rslora),
-        dora,
-        rank_pattern: first(both, |l| l.rank_pattern.clone()).unwrap_or_default(),
-        alpha_pattern: first(both, |l| l.alpha_pattern.clone()).unwrap_or_default(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use domain::hyperparameters::Quantization;
     use serde_json::json;
-
-    const MEASURED: Measured = Measured {
-        n_examples: 100,
-        has_validation: true,
-        hidden_size: 2000,
-        context_length: Some(1024),
-    };
-
-    fn resolved(
-        wish: &Hyperparameters,
-        job: TrainingOptions,
-        operator: TrainingOptions,
-    ) -> ResolvedHyperparameters {
-        resolve(wish, &job, &operator, 7, &MEASURED)
-    }
-
-    #[test]
-    fn every_auto_becomes_a_value() {
-        let all = resolved(&Hyperparameters::default(), Default::default(), Default::default());
-        assert_eq!((all.n_epochs, all.batch_size, all.warmup_steps), (3, 4, 3));
-        assert_eq!((all.learning_rate_multiplier, all.learning_rate), (1.0, 5e-4));
-        assert_eq!((all.max_seq_len, all.seed), (1024, 7));
-        assert_eq!(all.lora, LoraConfig::default());
-        assert_eq!((all.tuning, all.virtual_tokens), (Tuning::Lora, None));
-    }
-
-    #[test]
-    fn virtual_tokens_take_room_and_a_rate_of_their_own() {
-        let job = TrainingOptions { tuning: Some(Tuning::Prefix), ..Default::default() };
-        let operator = TrainingOptions { learning_rate: Some(1e-4), ..Default::default() };
-        let all = resolved(&Hyperparameters::default(), job, operator);
-        assert_eq!((all.learning_rate, all.max_seq_len), (VIRTUAL_TOKENS_LEARNING_RATE, 1004));
-        assert_eq!((all.virtual_positions(), all.rows_per_document()), (20, 0));
-    }
-
-    #[test]
-    fn the_job_wins_over_the_operator_and_both_over_the_built_in() {
-        let operator = TrainingOptions {
-            learning_rate: Some(1e-3),
-            warmup_steps: Some(9),
-            lora: Some(LoraRequest { rank: Some(8), ..Default::default() }),
-            ..Default::default()
-        };
-        let wish = Hyperparameters {
-            learning_rate_multiplier: Auto::Value(2.0),
-            ..Hyperparameters::default()
-        };
-        let ours = resolved(&wish, Default::default(), operator.clone());
-        assert_eq!((ours.learning_rate, ours.warmup_steps), (2e-3, 9));
-        assert_eq!((ours.lora.rank, ours.lora.alpha), (8, 16.0));
-
-        let job = TrainingOptions {
-            learning_rate: Some(3e-4),
-            warmup_ratio: Some(1.0),
-            lora: Some(LoraRequest { alpha: Some(5.0), ..Default::default() }),
-            ..Default::default()
-        };
-        let theirs = resolved(&wish, job, operator);
-        assert_eq!((theirs.learning_rate, theirs.warmup_steps), (3e-4, 75));
-        assert_eq!((theirs.lora.rank, theirs.lora.alpha), (8, 5.0));
-    }
-
-    #[test]
-    fn full_tuning_learns_at_a_tenth_of_the_rate_on_a_base_that_is_not_quantised() {
-        let full = || TrainingOptions { tuning: Some(Tuning::Full), ..Default::default() };
-        let nf4 =
-            || TrainingOptions { quantization: Some(Quantization::Nf4), ..Default::default() };
-        let of = |job, operator| {
-            let all = resolved(&Hyperparameters::default(), job, operator);
-            (all.tuning, all.quantization, all.learning_rate)
-        };
-        let whole = (Tuning::Full, Quantization::None, 5e-5);
-        assert_eq!(of(full(), Default::default()), whole);
-        assert_eq!(of(full(), nf4()), whole, "the job wins");
-        assert_eq!(of(nf4(), full()), (Tuning::Lora, Quantization::Nf4, 5e-4), "here too");
-    }
 
     #[test]
     fn requested_values_are_checked() {

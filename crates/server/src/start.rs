@@ -158,7 +158,7 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::hyperparameters::{Measured, resolve};
+    use crate::resolve::{Measured, resolve};
 
     const MEASURED: Measured = Measured {
         n_examples: 100,

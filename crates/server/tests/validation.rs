@@ -44,6 +44,15 @@ async fn a_good_request_shows_what_the_job_would_be_and_creates_nothing() {
     let hyperparameters = json!({"n_epochs": 2, "batch_size": 1, "learning_rate_multiplier": 1.0});
     assert_eq!(answer["hyperparameters"], hyperparameters);
     assert_eq!(answer["finetuned"]["learning_rate"], 5e-4);
+    let reasons = &answer["reasons"];
+    assert_eq!(reasons["n_epochs"], "the request says so");
+    let batch = reasons["batch_size"].as_str().unwrap();
+    assert!(batch.starts_with("auto: every example is a step"), "{batch}");
+    let all = answer["finetuned"].as_object().unwrap();
+    let unnamed = ["lora", "virtual_tokens", "dataset", "queue_position", "wait_reason"];
+    for name in all.keys().filter(|name| !unnamed.contains(&name.as_str())) {
+        assert!(reasons[name].is_string(), "no reason for {name}: {reasons}");
+    }
     let tokens = answer["dataset"]["training_file"]["tokens_after_truncation"].as_u64().unwrap();
     assert_eq!(answer["trained_tokens"], 2 * tokens);
     assert_eq!(answer["dataset"]["validation_file"]["n_examples"], 3);

@@ -19,7 +19,8 @@ use tokio::sync::mpsc;
 
 use super::models::Model;
 use super::notes::{field, figures, notes};
-use crate::hyperparameters::{Measured, max_seq_len, resolve};
+use crate::reasons::Reasons;
+use crate::resolve::{Measured, max_seq_len, resolve_with_reasons};
 use crate::state::AppState;
 use crate::tuning::too_many_virtual_tokens;
 
@@ -38,6 +39,8 @@ pub(crate) struct Examination<'a> {
 /// What good files amount to.
 pub(crate) struct Findings {
     pub hyperparameters: ResolvedHyperparameters,
+    /// Why each has its value.
+    pub reasons: Reasons,
     /// Tokens of all epochs.
     pub planned_tokens: u64,
     /// Optimizer steps of all epochs.
@@ -120,8 +123,13 @@ impl Examination<'_> {
             context_length: self.model.context_length,
         };
         let operator = &self.state.config.training;
-        let hyperparameters =
-            resolve(self.hyperparameters, self.options, operator, u64::from(seed), &measured);
+        let (hyperparameters, reasons) = resolve_with_reasons(
+            self.hyperparameters,
+            self.options,
+            operator,
+            u64::from(seed),
+            &measured,
+        );
         let epochs = u64::from(hyperparameters.n_epochs);
         let mut dataset = json!({});
         let files = [(FileRole::Training, Some(training)), (FileRole::Validation, validation)];
@@ -134,6 +142,7 @@ impl Examination<'_> {
             planned_tokens: training.stats.tokens_after_truncation.saturating_mul(epochs),
             steps: training.stats.n_sequences.div_ceil(batch_size) * epochs,
             hyperparameters,
+            reasons,
             dataset,
         }
     }

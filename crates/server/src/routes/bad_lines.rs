@@ -38,7 +38,7 @@ impl Default for Which {
     }
 }
 
-/// Download the rows of a file that a validation says something about, each with the codes of its problems:
+/// Download the rows of a file that a validation says something about. Each line of the answer is
 /// `{"line": 13, "problems": ["invalid_json"], "row": "the row as it is"}`. An extension of this server's.
 #[utoipa::path(post, path = "/fine_tuning/jobs/validate/bad_lines", tag = "Fine-tuning",
     operation_id = "downloadBadLines",

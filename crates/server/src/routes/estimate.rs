@@ -9,9 +9,10 @@ use store::base_models::{self, BaseModelRow};
 
 use crate::error::{ApiError, ApiResult};
 use crate::extract::{Caller, Json as Body};
-use crate::hyperparameters::{Measured, check_options, resolve};
+use crate::hyperparameters::check_options;
 use crate::inference::prompt::integer;
 use crate::lanes::models::{self, ModelConfig, ModelError};
+use crate::resolve::{Measured, resolve};
 use crate::state::AppState;
 use crate::wire::estimate::{EstimateRequest, MemoryEstimate};
 

@@ -188,6 +188,7 @@ impl Answer {
                 method: None,
                 hyperparameters: None,
                 finetuned: None,
+                reasons: None,
                 dataset: None,
                 quality: None,
                 steps: None,
@@ -262,6 +263,7 @@ impl Answer {
         let shown = preference::shown_with(resolved.preference.as_deref(), requested, &openais);
         self.wire.hyperparameters = Some(shown);
         self.wire.finetuned = Some(convert::resolved(resolved));
+        self.wire.reasons = Some(findings.reasons);
         self.wire.dataset = Some(findings.dataset);
         self.wire.steps = Some(findings.steps);
         self.wire.trained_tokens = Some(findings.planned_tokens);

@@ -8,6 +8,7 @@ use super::estimate::MemoryEstimate;
 use super::job::Resolved;
 use super::shape::FreeObject;
 use super::shape::options::ShownOptions;
+use crate::reasons::Reasons;
 
 /// What a job with this request would meet. Nothing is created.
 #[derive(Debug, Serialize, ToSchema)]
@@ -28,6 +29,9 @@ pub(crate) struct JobValidation {
     /// What a job shows under this name.
     #[schema(value_type = Option<ShownOptions>)]
     pub finetuned: Option<Resolved>,
+    /// Why each of these has its value, by its name; of a part of an object by its path: `lora.rank`.
+    #[schema(value_type = Option<std::collections::BTreeMap<String, String>>)]
+    pub reasons: Option<Reasons>,
     /// Counts, tokens and truncated rows, by file.
     #[schema(value_type = Option<FreeObject>)]
     pub dataset: Option<Value>,
