@@ -2,7 +2,7 @@
 
 pip install --target FOLDER sacrebleu==2.6.0 rouge-score==0.1.2 nltk==3.10.0 rapidfuzz==3.14.6
 PYTHONPATH=FOLDER python3 tests/golden/graders_fixture.py
-Writes crates/graders/tests/fixtures/similarity.json and stems.json; needs nothing else.
+Writes crates/graders/tests/fixtures/similarity.json, corpus.json and stems.json; needs nothing else.
 
 Choices that a name leaves open: BLEU is sacrebleu's sentence BLEU with its defaults; GLEU and METEOR split words as it
 does (tokenizer 13a); METEOR knows no synonyms, for want of WordNet; ROUGE is the F-measure without stemming.
@@ -19,7 +19,7 @@ from nltk.translate.gleu_score import sentence_gleu
 from nltk.translate.meteor_score import single_meteor_score
 from rapidfuzz import fuzz
 from rouge_score.rouge_scorer import RougeScorer
-from sacrebleu.metrics import BLEU
+from sacrebleu.metrics import BLEU, CHRF
 from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
 VERSIONS = {"sacrebleu": "2.6.0", "rouge-score": "0.1.2", "nltk": "3.10.0", "rapidfuzz": "3.14.6"}
@@ -114,6 +114,12 @@ opinion at bl iz ated able tables stables enable sses classes abli possibli ousl
 """.split()
 
 
+
+def corpora():
+    """Pairs that are scored together; among them ones that are too short for runs of four words."""
+    return [PAIRS, PAIRS[:6], PAIRS[4:9], PAIRS[9:20], PAIRS[20:], [("", "a b")], [PAIRS[9]], [PAIRS[12], PAIRS[15]]]
+
+
 def main():
     for package, wanted in VERSIONS.items():
         found = importlib.metadata.version(package)
@@ -122,6 +128,12 @@ def main():
     OUT.mkdir(parents=True, exist_ok=True)
     cases = [{"input": a, "reference": b, "scores": scores(a, b)} for a, b in PAIRS]
     (OUT / "similarity.json").write_text(json.dumps(cases, indent=1) + "\n")
+    together = []
+    for pairs in corpora():
+        answers, references = [a for a, _ in pairs], [[b for _, b in pairs]]
+        bleu = BLEU().corpus_score(answers, references).score
+        together.append({"pairs": pairs, "bleu": bleu, "chrf": CHRF().corpus_score(answers, references).score})
+    (OUT / "corpus.json").write_text(json.dumps(together, indent=1) + "\n")
     stemmer = PorterStemmer()
     (OUT / "stems.json").write_text(json.dumps({word: stemmer.stem(word) for word in WORDS}, indent=1) + "\n")
 

@@ -6,6 +6,7 @@
 //! kept; the modules under it compute. What it does not do: talk to models, run Python, know of jobs or evals
 //! beyond which graders fit them. The server does these.
 
+pub mod compare;
 mod definition;
 mod errors;
 mod fault;

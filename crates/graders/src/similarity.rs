@@ -5,6 +5,7 @@
 //! fraction of a second.
 
 mod bleu;
+pub mod corpus;
 mod gleu;
 mod meteor;
 mod ngrams;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use graders::Metric;
-use graders::similarity::{MAX_CHARACTERS, similarity};
+use graders::similarity::{MAX_CHARACTERS, corpus, similarity};
 use serde_json::Value;
 
 const TOLERANCE: f64 = 1e-9;
@@ -25,6 +25,19 @@ fn every_metric_computes_what_its_library_computes() {
         }
     }
     println!("{} pairs; largest differences: {worst:?}", cases.len());
+}
+
+#[test]
+fn many_answers_together_score_as_sacrebleu_has_them() {
+    let corpora: Vec<Value> = serde_json::from_str(include_str!("fixtures/corpus.json")).unwrap();
+    for corpus in &corpora {
+        let pairs: Vec<(String, String)> = serde_json::from_value(corpus["pairs"].clone()).unwrap();
+        let both = || pairs.iter().map(|(answer, reference)| (answer.as_str(), reference.as_str()));
+        for (name, found) in [("bleu", corpus::bleu(both())), ("chrf", corpus::chrf(both()))] {
+            let wanted = corpus[name].as_f64().unwrap();
+            assert!((found - wanted).abs() <= TOLERANCE, "{name}: {found}, wanted {wanted}: {pairs:?}");
+        }
+    }
 }
 
 #[test]

@@ -51,6 +51,7 @@ async fn remove(tx: &mut PgConnection, project: &Project, id: &JobId) -> Result<
         "delete from checkpoints where job_id = $1 and model is null",
         "delete from events where job_id = $1",
         "delete from step_metrics where job_id = $1",
+        "delete from reports where job_id = $1",
         "update job_details set metadata = null, result_files = '{}', error = null, dataset = null,
              integrations = '[]' where job_id = $1",
         "update jobs set deleted_at = clock_timestamp() where id = $1",

@@ -26,6 +26,7 @@
 //! | [`reaper`] | takes runs back from silent workers; `tick` it every `lease.reap_every` |
 //! | [`events`], [`checkpoints`] | lists; following a job; metrics per step |
 //! | [`evals`] | evaluations, their runs and output items; claims of runs |
+//! | [`reports`] | of jobs, one each: `begin`, `renew`; claims of those to be made |
 //! | [`webhooks`] | endpoints that hear of events; their deliveries, claims of these, and the log |
 //! | [`garbage`] | `collect` removes blobs that nothing refers to; call it every few seconds |
 //! | [`blob`] | [`BlobKey`], streams in and out |
@@ -73,6 +74,7 @@ pub mod permissions;
 pub mod projects;
 pub mod queue;
 pub mod reaper;
+pub mod reports;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod uploads;

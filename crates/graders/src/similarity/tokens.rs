@@ -58,7 +58,7 @@ fn words(text: &[char]) -> Vec<String> {
 }
 
 /// As Python's `str.split` has it, which counts four separators that Unicode does not.
-fn is_space(c: char) -> bool {
+pub(super) fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }
 
