@@ -36,53 +36,73 @@ pub fn convert(
     to: &mut impl Write,
     max_row_bytes: usize,
 ) -> io::Result<Converted> {
-    let mut container = Container::new(max_row_bytes);
-    let mut rows = Rows {
-        to,
-        written: Ok(()),
-        max_row_bytes,
-        shape: None,
-        count: 0,
-        problems: ProblemList::new(MAX_PROBLEMS),
-    };
+    let mut converter = Converter::new(max_row_bytes, |_, row| writeln!(to, "{row}"));
     let mut buffer = vec![0; 1 << 16];
-    while rows.written.is_ok() {
+    while converter.rows.given.is_ok() {
         match from.read(&mut buffer) {
-            Ok(0) => {
-                container.finish(&mut |row| rows.take(row));
-                break;
-            }
-            Ok(read) => container.push(&buffer[..read], &mut |row| rows.take(row)),
+            Ok(0) => break,
+            Ok(read) => converter.push(&buffer[..read]),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
     }
-    rows.written?;
-    let ProblemList { kept: problems, total: total_problems, .. } = rows.problems;
-    let (shape, rows) = (rows.shape, rows.count);
-    Ok(Converted { rows, shape, container: container.kind(), problems, total_problems })
+    converter.finish()
 }
 
-struct Rows<'w, W> {
-    to: &'w mut W,
-    written: io::Result<()>,
+/// The same for a file that comes in pieces: gives each row without fault, with its number, to `each`, until that
+/// fails.
+pub struct Converter<F> {
+    container: Container,
+    rows: Rows<F>,
+}
+
+impl<F: FnMut(u64, Value) -> io::Result<()>> Converter<F> {
+    pub fn new(max_row_bytes: usize, each: F) -> Self {
+        let rows = Rows {
+            each,
+            given: Ok(()),
+            max_row_bytes,
+            shape: None,
+            count: 0,
+            problems: ProblemList::new(MAX_PROBLEMS),
+        };
+        Self { container: Container::new(max_row_bytes), rows }
+    }
+
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.container.push(bytes, &mut |row| self.rows.take(row));
+    }
+
+    /// Ends the file.
+    pub fn finish(mut self) -> io::Result<Converted> {
+        self.container.finish(&mut |row| self.rows.take(row));
+        let container = self.container.kind();
+        let Rows { given, problems, shape, count: rows, .. } = self.rows;
+        given?;
+        let ProblemList { kept: problems, total: total_problems, .. } = problems;
+        Ok(Converted { rows, shape, container, problems, total_problems })
+    }
+}
+
+struct Rows<F> {
+    each: F,
+    given: io::Result<()>,
     max_row_bytes: usize,
     shape: Option<Shape>,
     count: u64,
     problems: ProblemList,
 }
 
-impl<W: Write> Rows<'_, W> {
+impl<F: FnMut(u64, Value) -> io::Result<()>> Rows<F> {
     fn take(&mut self, row: Row<'_>) {
         match row {
             Row::Whole { bytes, .. } if bytes.trim_ascii().is_empty() => {}
             Row::Whole { number, offset, bytes } => {
                 let mut problems = ProblemList::new(MAX_PROBLEMS);
                 let row = RawRow { number, offset, bytes: bytes.to_vec() };
-                if let Some(row) =
-                    self.openais(&row, &mut problems).filter(|_| self.written.is_ok())
+                if let Some(row) = self.openais(&row, &mut problems).filter(|_| self.given.is_ok())
                 {
-                    self.written = writeln!(self.to, "{row}");
+                    self.given = (self.each)(number, row);
                     self.count += 1;
                 }
                 self.problems.append(problems);

@@ -45,7 +45,7 @@ mod tokenizer;
 pub use calls::CallForm;
 pub use check::{Checked, Checker, FileRole, Limits, load};
 pub use container::ContainerKind;
-pub use convert::{Converted, convert};
+pub use convert::{Converted, Converter, convert};
 pub use error::{LoadError, TemplateError};
 pub use format::{Expected, Format};
 pub use listing::{BadLines, Listed};

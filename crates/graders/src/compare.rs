@@ -16,7 +16,7 @@ impl Random {
         Self(seed)
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -26,7 +26,7 @@ impl Random {
 
     /// From 0 to below `end`, which is not 0.
     pub fn below(&mut self, end: usize) -> usize {
-        ((u128::from(self.next()) * end as u128) >> 64) as usize
+        ((u128::from(self.draw()) * end as u128) >> 64) as usize
     }
 }
 
@@ -146,7 +146,10 @@ mod tests {
         let differences: Vec<f64> = (0..100).map(|i| f64::from(u8::from(i < 60))).collect();
         let found = bootstrap(&differences, 10_000, 7).unwrap();
         assert!((found.difference - 0.6).abs() < 1e-12);
-        assert!((found.low - 0.504).abs() < 0.011 && (found.high - 0.696).abs() < 0.011, "{found:?}");
+        assert!(
+            (found.low - 0.504).abs() < 0.011 && (found.high - 0.696).abs() < 0.011,
+            "{found:?}"
+        );
         assert!(found.p <= 2.0 / 10_001.0 + 1e-12);
         assert_eq!(bootstrap(&differences, 10_000, 7), Some(found));
         // As many won as lost: nothing is shown.

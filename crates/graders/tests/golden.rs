@@ -35,7 +35,10 @@ fn many_answers_together_score_as_sacrebleu_has_them() {
         let both = || pairs.iter().map(|(answer, reference)| (answer.as_str(), reference.as_str()));
         for (name, found) in [("bleu", corpus::bleu(both())), ("chrf", corpus::chrf(both()))] {
             let wanted = corpus[name].as_f64().unwrap();
-            assert!((found - wanted).abs() <= TOLERANCE, "{name}: {found}, wanted {wanted}: {pairs:?}");
+            assert!(
+                (found - wanted).abs() <= TOLERANCE,
+                "{name}: {found}, wanted {wanted}: {pairs:?}"
+            );
         }
     }
 }

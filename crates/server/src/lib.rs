@@ -33,6 +33,7 @@ mod reasons;
 mod reinforcement;
 mod remedy;
 mod repeats;
+mod report;
 mod request;
 mod resolve;
 mod results;

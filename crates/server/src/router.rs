@@ -19,7 +19,7 @@ use crate::internal;
 use crate::observe::{after_panic, observe};
 use crate::routes::{
     bad_lines, completions, estimate, evals, files, graders, health, jobs, models, permissions,
-    preview, scores, stored, texts, uploads, validation, webhooks,
+    preview, reports, scores, stored, texts, uploads, validation, webhooks,
 };
 use crate::state::AppState;
 
@@ -44,6 +44,7 @@ fn api() -> OpenApiRouter<AppState> {
         .routes(routes!(jobs::resume))
         .routes(routes!(jobs::events))
         .routes(routes!(jobs::checkpoints))
+        .routes(routes!(reports::retrieve, reports::create))
         .routes(routes!(permissions::create, permissions::list))
         .routes(routes!(permissions::delete))
         .routes(routes!(estimate::create))

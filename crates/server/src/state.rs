@@ -54,6 +54,8 @@ pub(crate) struct Wake {
     pub claim: Notify,
     /// A run of an evaluation may have become claimable.
     pub evals: Notify,
+    /// A report of a job was asked for.
+    pub reports: Notify,
     /// A webhook is to be sent at once.
     pub webhooks: Notify,
 }

@@ -189,46 +189,50 @@ async fn claim_next(tx: &mut PgConnection, hold: Duration) -> Result<Option<Clai
     Ok(Some(Claim { job: job.into(), project: project.into(), wish, fence }))
 }
 
-/// Holds the claim for `hold` from now on.
-pub async fn extend(db: &Db, claim: &Claim, hold: Duration) -> Result<()> {
-    let update = "update reports set claim_until = clock_timestamp() + $3
-        where job_id = $1 and fence = $2 and status = 'in_progress' and claim_until is not null";
-    held(sqlx::query(update)
-        .bind(claim.job.as_str())
-        .bind(claim.fence)
-        .bind(crate::interval(hold))
-        .execute(&db.pool)
-        .await?)
-}
-
-/// Tells how far the making is.
-pub async fn advance(db: &Db, claim: &Claim, answers: u32, wanted: u32) -> Result<()> {
-    let update = "update reports set answers = $3, wanted = $4, crashes = 0
+/// Holds the claim for `hold` from now on, and tells how far the making is.
+pub async fn extend(
+    db: &Db,
+    claim: &Claim,
+    hold: Duration,
+    answers: u32,
+    wanted: Option<u32>,
+) -> Result<()> {
+    let update =
+        "update reports set claim_until = clock_timestamp() + $3, answers = $4, wanted = $5
         where job_id = $1 and fence = $2 and status = 'in_progress' and claim_until is not null";
     let number = |count: u32| i32::try_from(count).unwrap_or(i32::MAX);
-    held(sqlx::query(update)
-        .bind(claim.job.as_str())
-        .bind(claim.fence)
-        .bind(number(answers))
-        .bind(number(wanted))
-        .execute(&db.pool)
-        .await?)
+    held(
+        sqlx::query(update)
+            .bind(claim.job.as_str())
+            .bind(claim.fence)
+            .bind(crate::interval(hold))
+            .bind(number(answers))
+            .bind(wanted.map(number))
+            .execute(&db.pool)
+            .await?,
+    )
 }
 
 /// Gives the claim back; the report may be claimed after `retry_in`.
 pub async fn release(db: &Db, claim: &Claim, retry_in: Duration) -> Result<()> {
     let update = "update reports set claim_until = null, run_after = clock_timestamp() + $3
         where job_id = $1 and fence = $2 and status = 'in_progress'";
-    held(sqlx::query(update)
-        .bind(claim.job.as_str())
-        .bind(claim.fence)
-        .bind(crate::interval(retry_in))
-        .execute(&db.pool)
-        .await?)
+    held(
+        sqlx::query(update)
+            .bind(claim.job.as_str())
+            .bind(claim.fence)
+            .bind(crate::interval(retry_in))
+            .execute(&db.pool)
+            .await?,
+    )
 }
 
 /// `in_progress` → `completed` with the report, or → `failed`.
-pub async fn finish(db: &Db, claim: &Claim, made: std::result::Result<Value, RunError>) -> Result<()> {
+pub async fn finish(
+    db: &Db,
+    claim: &Claim,
+    made: std::result::Result<Value, RunError>,
+) -> Result<()> {
     let made = made.map(|content| text::clean_json(&content));
     let args = (claim.clone(), made);
     db.transact(Lane::Api, args, |tx, (claim, made)| {
@@ -244,17 +248,20 @@ async fn end(
     made: std::result::Result<&Value, &RunError>,
 ) -> Result<()> {
     let status = if made.is_ok() { ReportStatus::Completed } else { ReportStatus::Failed };
-    let update = "update reports set status = $3, content = $4::json, error = $5, claim_until = null,
+    let update =
+        "update reports set status = $3, content = $4::json, error = $5, claim_until = null,
             finished_at = clock_timestamp()
         where job_id = $1 and fence = $2 and status = 'in_progress' and claim_until is not null";
-    held(sqlx::query(update)
-        .bind(job)
-        .bind(fence)
-        .bind(status.as_str())
-        .bind(made.ok().map(Value::to_string))
-        .bind(made.err().map(Json))
-        .execute(tx)
-        .await?)
+    held(
+        sqlx::query(update)
+            .bind(job)
+            .bind(fence)
+            .bind(status.as_str())
+            .bind(made.ok().map(Value::to_string))
+            .bind(made.err().map(Json))
+            .execute(tx)
+            .await?,
+    )
 }
 
 fn held(done: sqlx::postgres::PgQueryResult) -> Result<()> {

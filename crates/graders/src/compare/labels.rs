@@ -81,14 +81,17 @@ mod tests {
     fn figures_of_labels_are_scikit_learns() {
         // sklearn.metrics.classification_report of these pairs, "other" among the predictions.
         let mut confusion = Confusion::new(vec!["a".to_owned(), "b".to_owned(), "c".to_owned()]);
-        let said = [("a", "a"), ("a", " a\n"), ("a", "b"), ("b", "b"), ("b", "I think b"), ("c", "a")];
+        let said =
+            [("a", "a"), ("a", " a\n"), ("a", "b"), ("b", "b"), ("b", "I think b"), ("c", "a")];
         said.iter().for_each(|(expected, answer)| assert!(confusion.add(expected, answer)));
         assert!(!confusion.add("d", "a"));
         assert_eq!(confusion.counts(), [[2, 1, 0, 0], [0, 1, 0, 1], [1, 0, 0, 0]]);
         assert_eq!(confusion.accuracy(), Some(0.5));
         let [a, b, c] = confusion.of_labels()[..] else { panic!() };
         let third = 2.0 / 3.0;
-        assert!((a.precision - third).abs() + (a.recall - third).abs() + (a.f1 - third).abs() < 1e-12);
+        assert!(
+            (a.precision - third).abs() + (a.recall - third).abs() + (a.f1 - third).abs() < 1e-12
+        );
         assert_eq!((b.precision, b.recall, b.f1, b.support), (0.5, 0.5, 0.5, 2));
         assert_eq!((c.precision, c.recall, c.f1, c.support), (0.0, 0.0, 0.0, 1));
         assert!((confusion.macro_f1().unwrap() - (third + 0.5) / 3.0).abs() < 1e-12);

@@ -42,8 +42,7 @@ pub fn bleu<'t>(pairs: impl IntoIterator<Item = (&'t str, &'t str)>) -> f64 {
         precision.ln()
     });
     let mean = logarithms.sum::<f64>() / WORDS as f64;
-    let brevity =
-        if length < wanted { (1.0 - wanted as f64 / length as f64).exp() } else { 1.0 };
+    let brevity = if length < wanted { (1.0 - wanted as f64 / length as f64).exp() } else { 1.0 };
     100.0 * brevity * mean.exp()
 }
 

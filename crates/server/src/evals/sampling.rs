@@ -116,15 +116,24 @@ pub(crate) async fn ask(
     let mut body = asking.params.clone();
     body.insert("model".to_owned(), asking.model.clone().into());
     body.insert("messages".to_owned(), messages.clone().into());
-    let body = Value::Object(body);
+    let completion = complete(state, project, &Value::Object(body)).await?;
+    Ok(sampled(asking, &messages, completion))
+}
+
+/// Answers the body of a chat request, trying again while no worker is to be had.
+pub(crate) async fn complete(
+    state: &AppState,
+    project: &Project,
+    body: &Value,
+) -> Result<Completion, ItemError> {
     let mut pause = FIRST_PAUSE;
     for attempt in 1.. {
         let request: CreateCompletion = serde_json::from_value(body.clone())
             .map_err(|error| ItemError::new("invalid_request_error", error.to_string()))?;
         match inference::complete(state, project, request, None).await {
-            Ok(completion) => return Ok(sampled(asking, &messages, completion)),
+            Ok(completion) => return Ok(completion),
             Err(ApiError::Unavailable { message, .. }) if attempt < ATTEMPTS => {
-                tracing::debug!(attempt, message, "an eval's answer has to be asked for again");
+                tracing::debug!(attempt, message, "an answer has to be asked for again");
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
             }

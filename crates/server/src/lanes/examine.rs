@@ -186,10 +186,10 @@ fn unless_gone<T>(found: store::Result<T>) -> store::Result<Option<T>> {
 }
 
 /// A file as it comes from storage. `None` ends it; a channel that closes without it means that reading failed.
-type Chunks = mpsc::Receiver<Option<Bytes>>;
+pub(crate) type Chunks = mpsc::Receiver<Option<Bytes>>;
 
 /// Streams a file through `work`, which runs on a thread of its own and may end before the file does.
-async fn stream<T: Send + 'static>(
+pub(crate) async fn stream<T: Send + 'static>(
     state: &AppState,
     file: &FileRow,
     work: impl FnOnce(Chunks) -> Option<T> + Send + 'static,

@@ -7,6 +7,7 @@ mod failure;
 mod housekeeping;
 pub(crate) mod models;
 pub(crate) mod notes;
+mod reports;
 mod validator;
 mod webhooks;
 
@@ -24,6 +25,7 @@ pub(crate) fn spawn(state: &AppState) -> JoinSet<()> {
     for _ in 0..state.config.eval_runs.max(1) {
         lanes.spawn(evals::run(state.clone()));
     }
+    lanes.spawn(reports::run(state.clone()));
     lanes.spawn(state.models.clone().preload(state.clone()));
     lanes.spawn(webhooks::run(state.clone()));
     lanes.spawn(follow::run(state.clone()));

@@ -11,6 +11,7 @@ pub(crate) mod jobs;
 pub(crate) mod models;
 pub(crate) mod permissions;
 pub(crate) mod preview;
+pub(crate) mod reports;
 pub(crate) mod scores;
 pub(crate) mod stored;
 pub(crate) mod texts;

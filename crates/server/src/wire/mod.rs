@@ -14,6 +14,7 @@ pub(crate) mod model;
 pub(crate) mod permission;
 pub(crate) mod preview;
 pub(crate) mod query;
+pub(crate) mod report;
 pub(crate) mod score;
 pub(crate) mod shape;
 pub(crate) mod stored;
