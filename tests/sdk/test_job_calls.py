@@ -33,6 +33,14 @@ def test_a_validation_announces_the_job_and_creates_none(client, training_file, 
     assert "24 examples" in answer["reasons"]["batch_size"]
     assert answer["steps"] == 48 and answer["trained_tokens"] > 0
     assert answer["memory"]["required_bytes"] > 100_000_000
+    here = [price for price in answer["cost"]["hosted"] if price["provider"] == "OpenAI"]
+    assert here[0]["amount"] == pytest.approx(answer["trained_tokens"] / 1e6 * here[0]["per_million_tokens"])
+    # Nobody has told the server what an hour costs.
+    assert answer["cost"]["here"] is None
+    assert answer["advice"]["method"]["tuning"] == "lora" and answer["advice"]["method"]["is_chosen"]
+    needs = {(way["tuning"], way["quantization"]): way["required_bytes"] for way in answer["advice"]["alternatives"]}
+    assert needs["full", "none"] > needs["lora", "none"] > needs["lora", "nf4"]
+    assert needs["lora", "none"] == answer["memory"]["required_bytes"]
     # A base model that has been trained here before has a measured speed.
     assert answer["estimated_seconds"] > 0
     assert client.fine_tuning.jobs.list(limit=1).data[0].id == before

@@ -30,6 +30,7 @@ pub struct Config {
     pub lease: LeaseConfig,
     pub training: TrainingOptions,
     pub limits: server::LimitsConfig,
+    pub costs: server::CostsConfig,
     pub graders: server::GradersConfig,
     pub webhooks: server::WebhooksConfig,
     pub up: Up,

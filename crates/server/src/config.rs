@@ -8,6 +8,8 @@ use domain::TrainingOptions;
 use serde::Deserialize;
 use store::LeaseConfig;
 
+use crate::costs::CostsConfig;
+
 /// Limits and times of the server. Every field has a default.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -64,6 +66,8 @@ pub struct Config {
     pub eval_runs: usize,
     /// Rows of one such run that are judged at once.
     pub eval_items_at_once: usize,
+    /// Memory of a worker's device, for the advice on methods; 0: not known.
+    pub device_memory: ByteSize,
     /// The operator's defaults for jobs: the section `[training]`, put here by the program that
     /// reads the configuration.
     #[serde(skip)]
@@ -74,6 +78,9 @@ pub struct Config {
     /// The section `[limits]`, put here likewise.
     #[serde(skip)]
     pub limits: LimitsConfig,
+    /// The section `[costs]`, put here likewise.
+    #[serde(skip)]
+    pub costs: CostsConfig,
     /// The section `[graders]`, put here likewise.
     #[serde(skip)]
     pub graders: GradersConfig,
@@ -209,9 +216,11 @@ impl Default for Config {
             validations: 2,
             eval_runs: 2,
             eval_items_at_once: 8,
+            device_memory: ByteSize::b(0),
             training: TrainingOptions::default(),
             lease: LeaseConfig::default(),
             limits: LimitsConfig::default(),
+            costs: CostsConfig::default(),
             graders: GradersConfig::default(),
             webhooks: WebhooksConfig::default(),
         }

@@ -5,9 +5,11 @@
 //! loaded tokenizers, wake-up calls) is safe to lose, and several servers may share one store. It
 //! speaks SQL and object storage only through `store`, and knows no tensors.
 
+mod advice;
 mod base64_text;
 mod config;
 mod convert;
+mod costs;
 mod describe;
 mod egress;
 mod error;
@@ -54,6 +56,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 pub use config::{Config, GradersConfig, LimitsConfig, Pause, WebhooksConfig};
+pub use costs::{CostsConfig, HostedPrice};
 
 use crate::egress::Egress;
 use crate::state::AppState;

@@ -250,6 +250,52 @@ async fn rows_that_something_is_said_about_can_be_downloaded() {
 }
 
 #[tokio::test]
+async fn a_good_request_is_priced_and_advised_on() {
+    let price = server::HostedPrice {
+        provider: "Elsewhere".to_owned(),
+        model: "up to 16B".to_owned(),
+        up_to_parameters: Some(16e9),
+        per_million_tokens: 0.5,
+        currency: "USD".to_owned(),
+        as_of: "2026-01".to_owned(),
+        source: "its price list".to_owned(),
+    };
+    let server = TestServer::with(|config| {
+        config.device_memory = bytesize::ByteSize::gib(1);
+        config.costs.gpu_hour_price = 2.0;
+        config.costs.hosted = vec![price];
+    });
+    let server = server.await.with_model().await;
+    let training = server.upload(&rows(12)).await;
+    let validation = server.upload(&rows(3)).await;
+    let mut body = json!({"model": MODEL, "training_file": training});
+    let answer = validated(&server, &body).await;
+    let number = |value: &Value| value.as_f64().unwrap();
+    let here = &answer["cost"]["here"];
+    assert_eq!(number(&here["amount"]), number(&answer["estimated_seconds"]) / 3600.0 * 2.0);
+    let elsewhere = &answer["cost"]["hosted"][0];
+    assert_eq!(number(&elsewhere["amount"]), number(&answer["trained_tokens"]) / 1e6 * 0.5);
+    assert_eq!(elsewhere["as_of"], "2026-01");
+    let advice = &answer["advice"];
+    assert_eq!(
+        (&advice["method"]["tuning"], &advice["memory_bytes"]),
+        (&json!("lora"), &json!(1 << 30))
+    );
+    assert_eq!(
+        (&advice["method"]["is_chosen"], advice["alternatives"].as_array().unwrap().len()),
+        (&json!(true), 5)
+    );
+    // What the memory estimate says of the job is what stands among the alternatives.
+    let lora = &advice["alternatives"][1];
+    assert_eq!((&lora["tuning"], &lora["fits"]), (&json!("lora"), &json!("whole")));
+    assert_eq!(lora["required_bytes"], answer["memory"]["required_bytes"]);
+    assert_eq!(advice["settings"][0]["field"], "validation_file");
+    body["validation_file"] = json!(validation);
+    let answer = validated(&server, &body).await;
+    assert_eq!(answer["advice"]["settings"][0]["field"], "finetuned.early_stopping");
+}
+
+#[tokio::test]
 async fn reinforcement_is_checked_and_then_refused() {
     let server = server().await;
     let training = server.upload(&rows(12)).await;

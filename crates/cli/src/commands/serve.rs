@@ -48,7 +48,12 @@ async fn register_keys(store: &Store, config: &Config) -> Result<()> {
 
 /// The server's section, with what other sections say about it.
 pub fn server_config(config: &Config) -> server::Config {
+    // What the operator grants the engines is what there is, unless the server is told otherwise.
+    let memory = [config.server.device_memory, config.worker.engine_memory];
+    let device_memory = memory.into_iter().find(|memory| memory.as_u64() > 0).unwrap_or_default();
     server::Config {
+        device_memory,
+        costs: config.costs.clone(),
         training: config.training.clone(),
         lease: config.lease.clone(),
         limits: config.limits.clone(),

@@ -17,8 +17,8 @@ use serde::de::DeserializeOwned;
 pub const SYSTEM_FILE: &str = "/etc/finetuned/config.toml";
 const PREFIX: &str = "FINETUNED_";
 /// To recognise a variable that lacks the second underscore.
-const SECTIONS: [&str; 8] =
-    ["server", "database", "storage", "worker", "lease", "training", "up", "log"];
+const SECTIONS: [&str; 9] =
+    ["server", "database", "storage", "worker", "lease", "training", "costs", "up", "log"];
 /// All places that are read. Plain data, so that tests need not touch the process's own environment.
 #[derive(Debug, Clone, Default)]
 pub struct Sources {

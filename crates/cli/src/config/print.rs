@@ -31,8 +31,7 @@ fn table(
         let source = figment
             .find_metadata(&full(key))
             .map_or("unknown source", |metadata| metadata.name.as_ref());
-        // JSON's texts, numbers and lists are TOML's as well.
-        writeln!(text, "{key} = {}  # {source}", serde_json::to_string(&shown)?)?;
+        writeln!(text, "{key} = {}  # {source}", inline(&shown)?)?;
     }
     for (key, value) in dict {
         if let Some(inner) = value.as_dict() {
@@ -42,6 +41,18 @@ fn table(
         }
     }
     Ok(())
+}
+
+/// A value on one line. JSON's texts, numbers and lists are TOML's as well, its objects are not.
+fn inline(value: &Value) -> Result<String> {
+    if let Some(items) = value.as_array() {
+        let items: Result<Vec<String>> = items.iter().map(inline).collect();
+        return Ok(format!("[{}]", items?.join(", ")));
+    }
+    let Some(dict) = value.as_dict() else { return Ok(serde_json::to_string(value)?) };
+    let entry = |(key, value): (&String, &Value)| Ok(format!("{key} = {}", inline(value)?));
+    let entries: Result<Vec<String>> = dict.iter().map(entry).collect();
+    Ok(format!("{{ {} }}", entries?.join(", ")))
 }
 
 fn redacted(key: &str, value: &Value) -> Value {
@@ -94,6 +105,17 @@ mod tests {
                 .all(is_secret)
         );
         assert!(!["tokens_per_minute", "micro_batch_tokens", "url"].into_iter().any(is_secret));
+    }
+
+    #[test]
+    fn tables_in_lists_stay_toml() {
+        let list: Value = "[{ a = 1, b = \"x\" }, { a = 2 }]".parse().unwrap();
+        let text = inline(&list).unwrap();
+        assert_eq!(text, r#"[{ a = 1, b = "x" }, { a = 2 }]"#);
+        assert_eq!(
+            format!("{:?}", text.parse::<Value>().unwrap()).len(),
+            format!("{list:?}").len()
+        );
     }
 
     #[test]

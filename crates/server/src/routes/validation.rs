@@ -13,6 +13,7 @@ use store::files::FileRow;
 use store::queue::Note;
 use tokio::sync::SemaphorePermit;
 
+use crate::advice::Facts;
 use crate::convert;
 use crate::error::{ApiError, ApiResult};
 use crate::extract::{Caller, JsonObject};
@@ -134,7 +135,20 @@ async fn examine(state: &AppState, wanted: &Wanted, answer: &mut Answer) -> ApiR
     );
     answer.wire.memory = Some(memory);
     let speed = state.looks.speeds(state).await?.tokens_per_second(row.id.as_str());
-    answer.wire.estimated_seconds = Some((findings.planned_tokens as f64 / speed).ceil());
+    let seconds = (findings.planned_tokens as f64 / speed).ceil();
+    answer.wire.estimated_seconds = Some(seconds);
+    let parameters = config.shape.parameters();
+    let cost = state.config.costs.of_run(seconds, findings.planned_tokens, parameters);
+    answer.wire.cost = Some(cost);
+    let facts = Facts {
+        shape: &config.shape,
+        settings: &findings.hyperparameters,
+        longest: training.stats.max_tokens,
+        n_examples: training.stats.n_examples,
+        has_validation: validation.is_some(),
+        memory: Some(state.config.device_memory.as_u64()).filter(|&memory| memory > 0),
+    };
+    answer.wire.advice = Some(facts.advise());
     answer.tell(wanted, findings);
     Ok(())
 }
@@ -195,6 +209,8 @@ impl Answer {
                 trained_tokens: None,
                 estimated_seconds: None,
                 memory: None,
+                cost: None,
+                advice: None,
             },
         }
     }

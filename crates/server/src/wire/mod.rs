@@ -1,6 +1,7 @@
 //! The shapes of the wire, in OpenAI's names and field order. They import nothing of the store's;
 //! `convert` is where they meet rows.
 
+pub(crate) mod advice;
 pub(crate) mod completion;
 pub(crate) mod error;
 pub(crate) mod estimate;

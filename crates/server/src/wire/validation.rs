@@ -4,6 +4,7 @@ use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
+use super::advice::{Advice, Cost};
 use super::estimate::MemoryEstimate;
 use super::job::Resolved;
 use super::shape::FreeObject;
@@ -47,6 +48,10 @@ pub(crate) struct JobValidation {
     pub estimated_seconds: Option<f64>,
     /// On the CPU.
     pub memory: Option<MemoryEstimate>,
+    /// At the estimated time, and elsewhere.
+    pub cost: Option<Cost>,
+    /// How the job might better be trained. Nothing is changed by it.
+    pub advice: Option<Advice>,
 }
 
 /// One fault, or one thing to know.
