@@ -9,7 +9,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use domain::plan::ResolvedHyperparameters;
 use domain::{JobStatus, ProjectId};
+use serde_json::{Value, json};
 use store::Project;
 use store::jobs::JobRow;
 use store::waiting::{self, LINE, Line, Speed, Standing};
@@ -110,10 +112,48 @@ impl Speeds {
         work / own.map_or(1.0, |speed| speed.parameters.max(1) as f64)
     }
 
+    /// For a job that trains as these settings say, on files with these figures.
+    pub(crate) fn seconds_for(
+        &self,
+        base_model: &str,
+        settings: Option<&ResolvedHyperparameters>,
+        dataset: Option<&Value>,
+        tokens: f64,
+    ) -> f64 {
+        let own = self.0.get(base_model);
+        let kind = settings.map(kind);
+        let measured = kind.and_then(|kind| own?.by_kind.get(&kind).copied());
+        let speed = measured.unwrap_or_else(|| self.tokens_per_second(base_model));
+        tokens * dataset.map_or(1.0, work) / speed
+    }
+
     fn seconds(&self, standing: &Standing) -> f64 {
         let tokens = standing.tokens_left.unwrap_or_default().max(0) as f64;
         tokens / self.tokens_per_second(&standing.base_model)
     }
+}
+
+/// As `store::waiting` names it.
+fn kind(settings: &ResolvedHyperparameters) -> String {
+    let mut kind = format!("{} {}", settings.tuning.as_str(), settings.quantization.as_str());
+    let loss_type = settings.preference.as_deref().map(|preference| json!(preference.loss_type));
+    if let Some(loss_type) = loss_type.as_ref().and_then(Value::as_str) {
+        kind.push(' ');
+        kind.push_str(loss_type);
+    }
+    kind
+}
+
+/// What a trained token costs with its share of the evaluations, in trained tokens: as `store::waiting` counts
+/// it, so that what was measured and what is estimated are the same.
+fn work(dataset: &Value) -> f64 {
+    let of = |file: &str, figure: &str| dataset[file][figure].as_f64().filter(|&n| n > 0.0);
+    let evaluated = || {
+        let tokens = of("validation_file", "tokens_after_truncation")?;
+        let rows = of("training_file", "n_sequences")? / of("validation_file", "n_sequences")?;
+        Some(tokens * (1.0 + 0.1 * rows) / of("training_file", "tokens_after_truncation")? / 3.0)
+    };
+    1.0 + evaluated().unwrap_or_default()
 }
 
 /// The outlook of each row, in order. Jobs that have ended cost nothing.
@@ -159,7 +199,8 @@ pub(crate) async fn outlooks(
 
 fn own_seconds(row: &JobRow, speeds: &Speeds) -> f64 {
     let tokens = row.tokens_left.unwrap_or_default() as f64;
-    tokens / speeds.tokens_per_second(row.base_model.as_str())
+    let (settings, dataset) = (row.resolved.as_ref(), row.dataset.as_ref());
+    speeds.seconds_for(row.base_model.as_str(), settings, dataset, tokens)
 }
 
 async fn of_queued(
@@ -231,7 +272,8 @@ mod tests {
 
     fn speeds(known: &[(&str, u64, Option<f64>)]) -> Speeds {
         let speed = |&(id, parameters, tokens_per_second): &(&str, u64, Option<f64>)| {
-            (id.to_owned(), Speed { parameters, tokens_per_second })
+            let by_kind = HashMap::new();
+            (id.to_owned(), Speed { parameters, tokens_per_second, by_kind })
         };
         Speeds(known.iter().map(speed).collect())
     }
@@ -244,6 +286,30 @@ mod tests {
         let none = speeds(&[("c", 1_000_000, None)]);
         assert_eq!(none.tokens_per_second("c"), UNMEASURED / 1e6);
         assert!(none.tokens_per_second("unknown").is_finite());
+    }
+
+    #[test]
+    fn evaluations_are_work_and_kinds_have_speeds_of_their_own() {
+        let file = |tokens: u64, rows: u64| json!({"tokens_after_truncation": tokens, "n_sequences": rows});
+        let dataset = json!({"training_file": file(900, 30), "validation_file": file(270, 10)});
+        // An epoch evaluates 270 tokens whole and, in batches, three rows of 27: a third of 351 on 900.
+        assert!((work(&dataset) - 1.13).abs() < 1e-9);
+        assert_eq!(work(&json!({"training_file": file(900, 30)})), 1.0);
+        let mut all = speeds(&[("a", 100, Some(50.0))]);
+        all.0.get_mut("a").unwrap().by_kind.insert("lora nf4".to_owned(), 10.0);
+        let mut settings = {
+            use crate::resolve::{Measured, resolve};
+            let (n_examples, has_validation, hidden_size) = (100, false, 64);
+            let context_length = None;
+            let measured = Measured { n_examples, has_validation, hidden_size, context_length };
+            let none = domain::TrainingOptions::default();
+            resolve(&domain::Hyperparameters::default(), &none, &none, 0, &measured)
+        };
+        let seconds =
+            |settings: &ResolvedHyperparameters| all.seconds_for("a", Some(settings), None, 100.0);
+        assert_eq!(seconds(&settings), 2.0);
+        settings.quantization = domain::hyperparameters::Quantization::Nf4;
+        assert_eq!(seconds(&settings), 10.0);
     }
 
     #[test]

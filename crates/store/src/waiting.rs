@@ -99,31 +99,63 @@ pub async fn position(db: &Db, project: &Project, id: &JobId) -> Result<Option<u
     Ok(before.map(|(count,)| count.min(COUNTED).unsigned_abs()))
 }
 
-/// A base model's size, and how many tokens per second its latest jobs trained.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// A base model's size, and how fast its latest jobs were: in tokens of [work](WORK) per second.
+#[derive(Debug, Clone, PartialEq)]
 pub struct Speed {
     pub parameters: u64,
     pub tokens_per_second: Option<f64>,
+    /// The same by [kind](KIND) of training.
+    pub by_kind: HashMap<String, f64>,
 }
+
+/// What is trained on which base: `lora none`, `lora nf4`, `full none`, …, with the loss of preferences behind
+/// it. `d` is a row of `job_details`.
+const KIND: &str = "concat_ws(' ', coalesce(d.resolved->>'tuning', 'lora'),
+                     coalesce(d.resolved->>'quantization', 'none'),
+                     d.resolved->'preference'->>'loss_type')";
+
+/// What a trained token of a job costs with its share of the evaluations, in trained tokens. `d` as above.
+///
+/// A token that is only evaluated takes a forward pass, a third of what a trained one takes. The engine evaluates
+/// the whole validation file at the end of each epoch, and a batch of it every ten steps.
+const WORK: &str =
+    "(1 + coalesce((d.dataset->'validation_file'->>'tokens_after_truncation')::float8
+         * (1 + 0.1 * (d.dataset->'training_file'->>'n_sequences')::float8
+                / nullif((d.dataset->'validation_file'->>'n_sequences')::float8, 0))
+         / nullif((d.dataset->'training_file'->>'tokens_after_truncation')::float8, 0) / 3, 0))";
 
 /// The speed of every base model on these machines, by its name: the middle one of its latest jobs.
 pub async fn speeds(db: &Db) -> Result<HashMap<String, Speed>> {
-    let rows: Vec<(String, i64, Option<f64>)> = sqlx::query_as(
-        "select b.id, b.parameters,
-                (select percentile_cont(0.5) within group (order by s.speed) from (
-                     select j.trained_tokens
-                            / extract(epoch from j.finished_at - j.started_at)::float8 as speed
-                     from jobs j
-                     where j.base_model = b.id and j.status = 'succeeded' and j.trained_tokens > 0
-                       and j.finished_at > j.started_at
-                     order by j.finished_at desc limit $1) s)
-         from base_models b order by b.created_at desc limit 1000",
-    )
-    .bind(MEASURED_JOBS)
-    .fetch_all(&db.pool)
-    .await?;
-    let speed = |(id, parameters, tokens_per_second): (String, i64, Option<f64>)| {
-        (id, Speed { parameters: parameters.unsigned_abs(), tokens_per_second })
-    };
-    Ok(rows.into_iter().map(speed).collect())
+    let rows: Vec<(String, i64, Option<String>, Option<f64>)> =
+        sqlx::query_as(sqlx::AssertSqlSafe(format!(
+            "select b.id, b.parameters, s.kind,
+                    percentile_cont(0.5) within group (order by s.speed)
+             from (select id, parameters, created_at from base_models
+                   order by created_at desc limit 1000) b
+             left join lateral (
+                 select j.trained_tokens * {WORK}
+                        / extract(epoch from j.finished_at - j.started_at)::float8 as speed,
+                        {KIND} as kind
+                 from (select * from jobs
+                       where base_model = b.id and status = 'succeeded' and trained_tokens > 0
+                         and finished_at > started_at
+                       order by finished_at desc limit $1) j
+                 join job_details d on d.job_id = j.id) s on true
+             group by grouping sets ((b.id, b.parameters, s.kind), (b.id, b.parameters))"
+        )))
+        .bind(MEASURED_JOBS)
+        .fetch_all(&db.pool)
+        .await?;
+    let mut speeds: HashMap<String, Speed> = HashMap::new();
+    for (id, parameters, kind, measured) in rows {
+        let parameters = parameters.unsigned_abs();
+        let unmeasured = || Speed { parameters, tokens_per_second: None, by_kind: HashMap::new() };
+        let speed = speeds.entry(id).or_insert_with(unmeasured);
+        match (kind, measured) {
+            (Some(kind), Some(measured)) => _ = speed.by_kind.insert(kind, measured),
+            (None, Some(measured)) => speed.tokens_per_second = Some(measured),
+            (_, None) => {}
+        }
+    }
+    Ok(speeds)
 }

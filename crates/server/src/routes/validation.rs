@@ -134,8 +134,10 @@ async fn examine(state: &AppState, wanted: &Wanted, answer: &mut Answer) -> ApiR
         validation.is_some(),
     );
     answer.wire.memory = Some(memory);
-    let speed = state.looks.speeds(state).await?.tokens_per_second(row.id.as_str());
-    let seconds = (findings.planned_tokens as f64 / speed).ceil();
+    let speeds = state.looks.speeds(state).await?;
+    let (settings, dataset) = (Some(&findings.hyperparameters), Some(&findings.dataset));
+    let tokens = findings.planned_tokens as f64;
+    let seconds = speeds.seconds_for(row.id.as_str(), settings, dataset, tokens).ceil();
     answer.wire.estimated_seconds = Some(seconds);
     let parameters = config.shape.parameters();
     let cost = state.config.costs.of_run(seconds, findings.planned_tokens, parameters);

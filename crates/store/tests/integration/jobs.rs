@@ -77,8 +77,10 @@ async fn no_list_and_no_position_reads_all_jobs() {
     let line = waiting::line(db, project).await.unwrap();
     assert_eq!((line.queued.len(), line.running.len(), line.workers), (waiting::LINE, 0, 0));
     assert!(line.queued.iter().all(|standing| standing.tokens_left.is_none()));
-    let speed = waiting::speeds(db).await.unwrap()[BASE];
+    let speed = waiting::speeds(db).await.unwrap()[BASE].clone();
     assert_eq!((speed.parameters, speed.tokens_per_second), (7, Some(100.0)));
+    // Their settings say nothing else.
+    assert_eq!(speed.by_kind, [("lora none".to_owned(), 100.0)].into());
 }
 
 #[tokio::test]
