@@ -15,6 +15,17 @@ pub enum RunReport {
     Step(StepMetrics),
     /// Something that the user should read; becomes an event.
     Message { level: Level, message: String },
+    /// A sign of trouble in the run's numbers; becomes a warning.
+    Finding(Finding),
+}
+
+/// What the numbers of a run say against it, and what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// A stable word: `validation_loss_rising`, `memorising`, `train_accuracy_one`.
+    pub code: String,
+    pub step: u64,
+    pub message: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

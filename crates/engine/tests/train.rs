@@ -345,6 +345,51 @@ fn early_stopping_survives_an_interruption_after_the_best_evaluation() {
     }
 }
 
+/// The findings of a run that goes on to its end while the validation loss rises.
+fn findings_of(plan: domain::plan::TrainingPlan, tiny: &Tiny) -> Vec<(String, u64)> {
+    let outcome = tiny.finish(plan);
+    assert_eq!(outcome.end, Some(Happened::Finished), "{:?}", outcome.failure);
+    outcome.findings.into_iter().map(|finding| (finding.code, finding.step)).collect()
+}
+
+#[test]
+fn overfitting_is_told_once_with_its_signs() {
+    let (tiny, output) = (Tiny::load(), Folder::new());
+    let mut plan = overfitting(&output, "signs");
+    plan.hyperparameters.early_stopping = None;
+    let found = findings_of(plan, &tiny);
+    let mut codes: Vec<_> = found.iter().map(|(code, _)| code.as_str()).collect();
+    codes.sort_unstable();
+    assert_eq!(codes, ["memorising", "train_accuracy_one", "validation_loss_rising"], "{found:?}");
+}
+
+#[test]
+fn rows_that_help_with_the_validation_file_show_no_overfitting() {
+    let (tiny, output) = (Tiny::load(), Folder::new());
+    let mut plan = plan(&output, "healthy");
+    plan.validation_file = Some(plan.training_file.clone());
+    plan.hyperparameters.n_epochs = 10;
+    assert_eq!(findings_of(plan, &tiny), []);
+}
+
+#[test]
+fn a_resumed_run_tells_no_sign_twice() {
+    let (tiny, output) = (Tiny::load(), Folder::new());
+    let plan_of = |name: &str| {
+        let mut plan = overfitting(&output, name);
+        plan.hyperparameters.early_stopping = None;
+        plan
+    };
+    let straight = findings_of(plan_of("straight"), &tiny);
+    let at = straight[0].1 + 1;
+    let plan = plan_of("broken");
+    let first = tiny.drive_and_stop_at(tiny.begin(plan.clone()).unwrap(), at);
+    let resumed = domain::plan::TrainingPlan { resume_from: Some(first.last_dir()), ..plan };
+    let told = |outcome: common::Outcome| outcome.findings.into_iter().map(|f| (f.code, f.step));
+    let both: Vec<_> = told(first).chain(findings_of(resumed, &tiny)).collect();
+    assert_eq!(both, straight);
+}
+
 #[test]
 fn folders_of_an_attempt_that_died_are_replaced() {
     let (tiny, output) = (Tiny::load(), Folder::new());

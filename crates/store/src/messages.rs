@@ -99,6 +99,10 @@ pub(crate) fn report(report: &RunReport) -> NewEvent {
         RunReport::Started(started) => run_started(started),
         RunReport::Step(metrics) => step(metrics),
         RunReport::Message { level, message: text } => message(*level, text.clone()),
+        RunReport::Finding(found) => {
+            let data = json!({ "finding": found.code, "step": found.step });
+            NewEvent { data: Some(data), ..message(Level::Warn, found.message.clone()) }
+        }
     }
 }
 

@@ -29,6 +29,7 @@ use tch::Tensor;
 
 use super::best::{self, Best};
 use super::optimizer::{Optimizer, OptimizerError};
+use super::signs::Signs;
 use crate::failure::permanent;
 
 const STATE_FILE: &str = "state.json";
@@ -54,6 +55,8 @@ pub struct State {
     /// Of the last step.
     pub metrics: StepMetrics,
     pub best: Option<Best>,
+    #[serde(default)]
+    pub signs: Signs,
     pub seed: u64,
     /// No step follows.
     #[serde(default)]
@@ -177,6 +180,7 @@ impl State {
             trained_tokens: 0,
             metrics: StepMetrics::default(),
             best: None,
+            signs: Signs::default(),
             seed: plan.hyperparameters.seed,
             is_final: false,
             fingerprint,

@@ -19,6 +19,7 @@ pub mod preference;
 mod prepare;
 mod relief;
 mod schedule;
+mod signs;
 mod step;
 pub mod sums;
 
@@ -312,8 +313,12 @@ impl Run {
             let steps_left = self.training.total_steps - self.training.step;
             metrics.seconds_left = self.speed.seconds_for(steps_left);
             self.note_best(&metrics);
+            let method = self.plan.method;
+            let findings = self.state.signs.enter(&metrics, method, self.steps_per_epoch());
             self.state.metrics = (*metrics).clone();
             happened.push(Happened::Report(RunReport::Step(*metrics)));
+            let findings = findings.into_iter().map(RunReport::Finding);
+            happened.extend(findings.map(Happened::Report));
         }
         let every = self.training.hyperparameters.checkpoint_steps;
         if self.is_complete() {

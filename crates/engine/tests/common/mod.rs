@@ -11,7 +11,7 @@ use domain::hyperparameters::Schedule;
 use domain::id::JobId;
 use domain::job::MethodType;
 use domain::plan::{LoraConfig, ResolvedHyperparameters, TrainingPlan};
-use domain::report::{CheckpointReport, RunFailure, RunReport, StepMetrics};
+use domain::report::{CheckpointReport, Finding, RunFailure, RunReport, StepMetrics};
 use engine::train::{Happened, Prepared, Run, prepare};
 use model::{Decoder, Form};
 use serde_json::{Map, Value, json};
@@ -230,6 +230,7 @@ impl Tiny {
 pub struct Outcome {
     pub steps: Vec<StepMetrics>,
     pub messages: Vec<String>,
+    pub findings: Vec<Finding>,
     pub checkpoints: Vec<CheckpointReport>,
     pub end: Option<Happened>,
     pub failure: Option<RunFailure>,
@@ -241,6 +242,7 @@ impl Outcome {
             Happened::Report(RunReport::Started(_)) => {}
             Happened::Report(RunReport::Step(metrics)) => self.steps.push(metrics),
             Happened::Report(RunReport::Message { message, .. }) => self.messages.push(message),
+            Happened::Report(RunReport::Finding(finding)) => self.findings.push(finding),
             Happened::Checkpoint(checkpoint) => self.checkpoints.push(checkpoint),
             Happened::Failed(failure) => {
                 self.failure = Some(failure);
