@@ -1,142 +1,90 @@
 """The demo: one fine-tuning job from upload to answer, with nothing but OpenAI's SDK.
 
-Teaches a small model to classify sentences from film reviews, on real labelled rows, and measures it on
-held-out ones before and after. Exits 0 only if the tuned model is better.
+Uploads a set of real rows, has it checked, trains a small model on it, and reads the job's report: the tuned model
+against the base model and examples in its prompt, on rows that were held out. `--case` names the set (see
+`cases.py`). Exits 0 only if the tuned model is better than both.
 
 Reads OPENAI_BASE_URL and OPENAI_API_KEY like any program of the SDK.
 """
 
 import argparse
-import collections
 import json
+import math
 import os
-import pathlib
 import sys
 import time
 
 import openai
 
+import cases
 import terminal
 
-DATA = pathlib.Path(__file__).parent.parent / "data"
 MODEL = "smollm2-135m-instruct"
-LABELS = ("positive", "negative")
-TRAINING_ROWS = 512
-HELD_OUT_ROWS = 50
 SHOWN_ROWS = 6
-# Examples in the prompt of the fairer baseline, which shows the base model what form is wanted.
-PROMPT_EXAMPLES = 4
-# Longer answers are not the label anyway.
-MAX_ANSWER_TOKENS = 8
 POLL_SECONDS = 0.5
-
-Answer = collections.namedtuple("Answer", "text label")
+TITLES = {"base": "base model", "few_shot": "base model, examples in its prompt", "tuned": "tuned model"}
+# A share of pairs that chance brings about more seldom than this is no accident.
+SIGNIFICANT = 0.05
 
 
 def main():
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("--case", default="sentiment", choices=cases.CASES, help="the set of rows")
     arguments.add_argument("--show-usage", action="store_true", help="print Python and curl to paste")
-    show_usage = arguments.parse_args().show_usage
+    arguments = arguments.parse_args()
+    case = cases.CASES[arguments.case]
 
     started = time.monotonic()
     client = openai.OpenAI()
-    training, held_out = training_rows(), held_out_rows()
-    file = upload(client, training)
-    terminal.headline(f"The base model on {len(held_out)} held-out sentences")
-    before = answers(client, MODEL, held_out)
-    terminal.headline(f"The base model with {PROMPT_EXAMPLES} examples in its prompt")
-    helped = answers(client, MODEL, held_out, examples=few_examples(training))
-    job = train(client, file)
-    terminal.headline(f"{job.fine_tuned_model} on the same sentences")
-    after = answers(client, job.fine_tuned_model, held_out)
-    show_side_by_side(held_out, before, after)
-    is_better = show_accuracy(before, helped, after)
+    print(f"{case.name}: {case.what}")
+    training = upload(client, f"{case.name}_train.jsonl", case.training())
+    held_out = upload(client, f"{case.name}_test.jsonl", case.test())
+    request = case.request(MODEL, training.id, held_out.id)
+    check(client, request)
+    job = train(client, request)
+    report = make_report(client, job, case)
+    show_side_by_side(report)
+    is_better = show_preference(client, job, case) if case.method == "dpo" else show_scores(report)
     print(f"\nThe whole demo took {terminal.duration(time.monotonic() - started)}.")
-    if show_usage:
-        print(usage(client, job.fine_tuned_model))
+    if arguments.show_usage:
+        print(usage(client, job.fine_tuned_model, report["rows"][0]["input"]))
     return 0 if is_better else 1
 
 
-def read_rows(name):
-    with open(DATA / name, encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
-
-
-def training_rows():
-    return read_rows("sentiment_train.jsonl")[:TRAINING_ROWS]
-
-
-def held_out_rows():
-    """As many of each label, so that always giving the same answer is right half of the time."""
-    return balanced(read_rows("sentiment_test.jsonl"), HELD_OUT_ROWS)
-
-
-def few_examples(rows):
-    """Some training rows as earlier turns of the conversation."""
-    return [message for row in balanced(rows, PROMPT_EXAMPLES) for message in row["messages"][1:]]
-
-
-def balanced(rows, count):
-    each = count // len(LABELS)
-    by_label = [[row for row in rows if label_of(row) == label][:each] for label in LABELS]
-    return [row for pair in zip(*by_label) for row in pair]
-
-
-def label_of(row):
-    return row["messages"][-1]["content"]
-
-
-def sentence_of(row):
-    return row["messages"][-2]["content"]
-
-
-def upload(client, rows):
-    terminal.headline("Upload")
+def upload(client, name, rows):
+    terminal.headline(f"Upload {name}")
     data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-    file = client.files.create(file=("sentiment.jsonl", data), purpose="fine-tune")
+    file = client.files.create(file=(name, data), purpose="fine-tune")
     print(f"{file.id}  {len(rows)} rows, {file.bytes:,} bytes")
-    print(f"  a sentence: {terminal.shorten(sentence_of(rows[0]), 70)}")
-    print(f"  its label:  {label_of(rows[0])}")
+    print(f"  {terminal.shorten(json.dumps(rows[0], ensure_ascii=False), 110)}")
     return file
 
 
-def answers(client, model, rows, examples=()):
-    """The model's greedy answer to every row, without its label."""
-    line, found = terminal.Line(), []
-    for number, row in enumerate(rows, 1):
-        system, question, _ = row["messages"]
-        completion = client.chat.completions.create(
-            model=model,
-            messages=[system, *examples, question],
-            temperature=0,
-            max_tokens=MAX_ANSWER_TOKENS,
-        )
-        found.append(Answer(completion.choices[0].message.content, label_of(row)))
-        right = sum(map(is_exact, found))
-        line.show(f"{terminal.bar(number / len(rows))} {number}/{len(rows)}  exactly right: {right}")
-    line.finish()
-    return found
+def check(client, request):
+    """What the server says of the rows before anything is trained."""
+    terminal.headline("Check")
+    found = client.post("/fine_tuning/jobs/validate", body=request, cast_to=object)
+    for problem in found["problems"]:
+        print(f"  {problem['severity']} {problem['code']}: {problem['message']}")
+    if not found["valid"]:
+        sys.exit("the rows have faults")
+    rows, quality = found["dataset"]["training_file"], found["quality"]["training_file"]
+    print(f"  format {rows['format']}, {found['trained_tokens']:,} tokens in {found['steps']} steps")
+    if quality.get("size"):
+        size = quality["size"].replace("_", " ")
+        print(f"  {rows['n_examples']} rows for {quality['task']} ({quality['task_reason']}): {size}")
+    print(
+        f"  about {terminal.duration(found['estimated_seconds'])} at the speed known so far, "
+        f"{found['memory']['peak_bytes'] / 2**20:.0f} MiB of memory"
+    )
 
 
-def is_exact(answer):
-    return answer.text.strip().rstrip(".").lower() == answer.label
-
-
-def train(client, file):
+def train(client, request):
     """Creates the job and shows it until it ends."""
     terminal.headline("Fine-tuning job")
-    job = client.fine_tuning.jobs.create(
-        model=MODEL,
-        training_file=file.id,
-        suffix="sentiment",
-        seed=1,
-        method={
-            "type": "supervised",
-            "supervised": {"hyperparameters": {"n_epochs": 1, "batch_size": 8}},
-        },
-        # Ours, beyond OpenAI's three hyperparameters.
-        extra_body={"finetuned": {"learning_rate": 5e-4, "lora": {"rank": 16, "alpha": 32}}},
-    )
+    request = dict(request)
+    ours = {"finetuned": request.pop("finetuned")}
+    job = client.fine_tuning.jobs.create(**request, extra_body=ours)
     losses = follow(client, job.id)
     job = client.fine_tuning.jobs.retrieve(job.id)
     if job.status != "succeeded":
@@ -177,59 +125,81 @@ def progress(metrics):
     return text
 
 
-def show_side_by_side(rows, before, after):
+def make_report(client, job, case):
+    """The models' answers to the held-out rows, and their scores."""
+    terminal.headline("Report: the models answer rows that none was trained on")
+    path, line = f"/fine_tuning/jobs/{job.id}/report", terminal.Line()
+    # What a preference is worth is told by pairs; a few answers show what the models say.
+    wanted = SHOWN_ROWS if case.method == "dpo" else case.held_out
+    report = client.post(path, body={"rows": wanted}, cast_to=object)
+    while report["status"] in ("pending", "in_progress"):
+        done, of = report["progress"]["answers"], report["progress"]["wanted"]
+        if of:
+            line.show(f"{terminal.bar(done / of)} {done} of {of} answers")
+        time.sleep(POLL_SECONDS)
+        report = client.get(path, cast_to=object)
+    line.finish()
+    if report["status"] != "completed":
+        sys.exit(f"no report: {report['reason'] or report['error']}")
+    return report
+
+
+def show_side_by_side(report):
     terminal.headline("Side by side")
-    print(f"{'sentence':<56}{'label':<10}{'base model':<26}tuned model")
-    for row, base, tuned in list(zip(rows, before, after))[:SHOWN_ROWS]:
-        sentence = terminal.shorten(sentence_of(row), 54)
-        base_text = terminal.shorten(base.text, 24)
-        tuned_text = terminal.shorten(tuned.text, 24)
-        mark = "✓" if is_exact(tuned) else "✗"
-        print(f"{sentence:<56}{base.label:<10}{base_text:<26}{tuned_text} {mark}")
+    for row in report["rows"][:SHOWN_ROWS]:
+        print(terminal.shorten(row["input"][-1]["content"], 100))
+        for title, text in (
+            ("wanted", row["expected"]),
+            ("base model", row["base"]["text"]),
+            ("tuned model", row["tuned"]["text"]),
+        ):
+            print(f"    {title:<12}{terminal.shorten(text or '', 84)}")
 
 
-def show_accuracy(before, helped, after):
-    """Prints the share of answers that are exactly the label; true if the tuned model's is the best."""
-    terminal.headline("Held-out accuracy")
-    shares = []
-    for title, found in (
-        ("base model", before),
-        (f"base model, {PROMPT_EXAMPLES} examples in the prompt", helped),
-        ("tuned model", after),
-    ):
-        shares.append(sum(map(is_exact, found)) / len(found))
-        print(f"{title:<40}{terminal.bar(shares[-1])} {shares[-1]:>4.0%}")
-    print("Without examples the base model mostly misses the form; with them it guesses in the right one.")
-    is_better = shares[-1] > max(shares[:-1])
+def show_scores(report):
+    """Prints each model's score; true if the tuned model's is the best."""
+    metric = report["primary_metric"]
+    terminal.headline(f"{report['held_out']['rows']} held-out rows: {metric}")
+    scores = {one["name"]: one["metrics"][metric] for one in report["contenders"]}
+    for name, title in TITLES.items():
+        print(f"{title:<40}{terminal.bar(scores[name])} {scores[name]:>4.0%}")
+    print()
+    print(report["verdict"])
+    is_better = scores["tuned"] > max(scores["base"], scores["few_shot"])
     print("The tuned model is better." if is_better else "THE TUNED MODEL IS NOT BETTER.")
     return is_better
 
 
-def usage(client, model):
-    base_url, key = str(client.base_url).rstrip("/"), os.environ["OPENAI_API_KEY"]
-    prompt = "Classify the sentence from a film review. Answer with one word: positive or negative."
-    body = json.dumps(
-        {
-            "model": model,
-            "messages": [
-                {"role": "system", "content": prompt},
-                {"role": "user", "content": "A small, warm film that stays with you."},
-            ],
-        }
+def show_preference(client, job, case):
+    """What the job itself measured: pairs it has not seen, in which the preferred answer gained more likelihood."""
+    events = client.fine_tuning.jobs.list_events(job.id, limit=100).data
+    share = next(
+        event.data["full_valid_reward_accuracy"]
+        for event in events
+        if event.type == "metrics" and event.data.get("full_valid_reward_accuracy") is not None
     )
+    pairs, right = case.held_out, round(share * case.held_out)
+    chance = sum(math.comb(pairs, k) for k in range(right, pairs + 1)) / 2**pairs
+    terminal.headline(f"{pairs} held-out pairs")
+    print(f"the preferred answer gained more in {terminal.bar(share)} {right} of {pairs}")
+    print(f"By chance it would be half of them; as many or more happen so with a probability of {chance:.2g}.")
+    is_better = chance < SIGNIFICANT
+    print("The tuned model prefers what it was shown." if is_better else "THE TUNED MODEL PREFERS NOTHING.")
+    return is_better
+
+
+def usage(client, model, messages):
+    base_url, key = str(client.base_url).rstrip("/"), os.environ["OPENAI_API_KEY"]
+    messages = [{key: message[key] for key in ("role", "content")} for message in messages]
+    request = json.dumps({"model": model, "messages": messages})
+    quoted = request.replace("'", "'\\''")
     return f"""
 Python:
 
 from openai import OpenAI
 
 client = OpenAI(base_url="{base_url}", api_key="{key}")
-answer = client.chat.completions.create(
-    model="{model}",
-    messages=[
-        {{"role": "system", "content": "{prompt}"}},
-        {{"role": "user", "content": "A small, warm film that stays with you."}},
-    ],
-)
+answer = client.chat.completions.create(model="{model}", messages={messages!r})
 print(answer.choices[0].message.content)
 
 curl:
@@ -237,7 +207,7 @@ curl:
 curl {base_url}/chat/completions \\
   -H 'Authorization: Bearer {key}' \\
   -H 'Content-Type: application/json' \\
-  -d '{body}'"""
+  -d '{quoted}'"""
 
 
 if __name__ == "__main__":

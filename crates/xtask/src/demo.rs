@@ -13,10 +13,11 @@ use crate::setup;
 use crate::up;
 use crate::workspace::{Profile, Workspace};
 
-/// The demo takes at most 8 minutes on two cores; a machine under other load may need more.
+/// The longest case takes ten minutes on two cores; a machine under other load may need more.
 const LIMIT: Duration = Duration::from_secs(30 * 60);
 
-pub fn run(workspace: &Workspace, keep: bool) -> Result<ExitCode> {
+/// `case` is one of `tests/demo/cases.py`, which knows them and refuses others.
+pub fn run(workspace: &Workspace, case: Option<String>, keep: bool) -> Result<ExitCode> {
     setup::run(workspace, false)?;
     up::build(workspace, Profile::Release, &[])?;
     let mut folder = TemporaryFolder::create("demo")?;
@@ -31,6 +32,9 @@ pub fn run(workspace: &Workspace, keep: bool) -> Result<ExitCode> {
     demo.arg("tests/demo/demo.py")
         .env("OPENAI_BASE_URL", &up.base_url)
         .env("OPENAI_API_KEY", &up.key);
+    if let Some(case) = case {
+        demo.args(["--case", &case]);
+    }
     if keep {
         demo.arg("--show-usage");
     }

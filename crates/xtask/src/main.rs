@@ -32,7 +32,8 @@ cargo xtask COMMAND
   setup [--cuda]     fetch libtorch, the base model, Postgres and the OpenAI SDK into .deps (once)
   doctor             say what was found, what is missing, and the command that mends it
   up [ARGS...]       set up, build for release, then run `finetuned up ARGS...`
-  demo [--keep]      set up, build, start everything, run one fine-tuning job and show it
+  demo [--case NAME] [--keep]  set up, build, start everything, run one fine-tuning job and show it; the cases:
+                     sentiment (the default), address, companies, reviews, opinions
   test [--sdk-only]  set up, then run every test: Rust, and the OpenAI SDK against a real server
   bench NAME         measure NAME against the reference: a table, then one JSON line (train, api, …)
   gpu-bundle [--out FILE]  one archive for a machine with a GPU: engine, fixtures, benchmarks, run.sh
@@ -68,8 +69,9 @@ fn dispatch(command: &str, rest: &[String]) -> Result<ExitCode> {
         }
         "up" => up::run(&workspace, rest)?,
         "demo" => {
-            let [keep] = flags(rest, ["--keep"])?;
-            return demo::run(&workspace, keep);
+            let (case, rest) = value_of("--case", rest)?;
+            let [keep] = flags(&rest, ["--keep"])?;
+            return demo::run(&workspace, case, keep);
         }
         "test" => {
             let [sdk_only] = flags(rest, ["--sdk-only"])?;
@@ -98,6 +100,20 @@ fn place(given: &[String]) -> Result<Option<std::path::PathBuf>> {
         [name, value] if name == "--out" => Ok(Some(value.into())),
         _ => Err(format!("expected --out FILE\n\n{USAGE}").into()),
     }
+}
+
+/// The value of an argument that may be there, and the other arguments.
+fn value_of(name: &str, given: &[String]) -> Result<(Option<String>, Vec<String>)> {
+    let mut rest = given.to_vec();
+    let Some(at) = rest.iter().position(|argument| argument == name) else {
+        return Ok((None, rest));
+    };
+    if at + 1 == rest.len() {
+        return Err(format!("{name} takes a value\n\n{USAGE}").into());
+    }
+    let value = rest.remove(at + 1);
+    rest.remove(at);
+    Ok((Some(value), rest))
 }
 
 /// Whether each of `known` was given. Anything else on the command line is an error.
